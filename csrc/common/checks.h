@@ -1,0 +1,14 @@
+// Contract checks shared by every kernel: one sentence, thrown as std::invalid_argument (which the
+// bindings turn into ValueError). They guard memory; values such as NaN are the caller's to check.
+#pragma once
+
+#include <stdexcept>
+#include <string>
+
+namespace atlas_kernels {
+
+inline void require(bool condition, const std::string& sentence) {
+  if (!condition) throw std::invalid_argument(sentence);
+}
+
+}  // namespace atlas_kernels

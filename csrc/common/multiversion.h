@@ -1,0 +1,29 @@
+// ATLAS_MULTIVERSION compiles one function for several x86-64 levels; the loader picks the widest
+// one that the machine has, so one binary serves all of them. Together with -ffp-contract=off
+// (CMakeLists.txt) every level yields the same bits.
+//
+// It needs GCC and glibc's indirect functions, which sanitizers do not follow; elsewhere it is
+// nothing. It does not work on templates: put it on a plain function that calls one marked
+// ATLAS_INLINE, so that the body is compiled again inside each version.
+#pragma once
+
+#if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__clang__) && \
+    !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+#define ATLAS_MULTIVERSION \
+  __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
+#else
+#define ATLAS_MULTIVERSION
+#endif
+
+#if defined(__GNUC__)
+#define ATLAS_INLINE __attribute__((always_inline)) inline
+#else
+#define ATLAS_INLINE inline
+#endif
+
+// "No other pointer reaches this memory": spares the vectoriser a check in front of every short row.
+#if defined(_MSC_VER)
+#define ATLAS_RESTRICT __restrict
+#else
+#define ATLAS_RESTRICT __restrict__
+#endif

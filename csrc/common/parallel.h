@@ -1,0 +1,18 @@
+// parallel_for over a small pool of std::thread that lives as long as the process.
+//
+// No OpenMP: a second libgomp beside torch's own is a known source of deadlocks. Threads take items
+// in any order, so a kernel gives the same bits for any number of threads exactly when each item
+// writes memory that no other item touches. All kernels here are written that way.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+
+namespace atlas_kernels {
+
+// Calls body(i) once for each i in [0, items) on at most `threads` threads, the caller included, and
+// returns when all are done. The first exception thrown by a body is thrown again here. A call from
+// inside a body, or while another thread is using the pool, runs on its own thread alone.
+void parallel_for(int64_t items, int threads, const std::function<void(int64_t)>& body);
+
+}  // namespace atlas_kernels

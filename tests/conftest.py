@@ -1,0 +1,54 @@
+"""Fixtures: the prepared bundled dataset, a tiny trained run, and unwritten memory made visible."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line; before torch is loaded
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from atlas import config
+from atlas.data.dataset import Dataset
+from atlas.data.prepare import prepare
+
+
+@pytest.fixture(autouse=True)
+def _poison_empty() -> Iterator[None]:
+    """Fill torch.empty with NaN, so that an element that nobody wrote fails a comparison."""
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+@pytest.fixture(scope="session")
+def bundled(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """Prepare the bundled studyset once."""
+    return prepare("bundled", tmp_path_factory.mktemp("data") / "bundled")
+
+
+@pytest.fixture(scope="session")
+def tiny_run(bundled: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train the smoke configuration once; its run folder."""
+    from atlas.training.run import train
+
+    return train(config.load("smoke"), bundled, tmp_path_factory.mktemp("runs") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def quickstart_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run the whole quickstart once, as the README says; its run folder."""
+    from tests.support import spawn_atlas
+
+    run = tmp_path_factory.mktemp("runs") / "quickstart"
+    done = spawn_atlas("quickstart", "--out", run, timeout=900)
+    assert done.returncode == 0, done.stderr
+    (run / "stdout.txt").write_text(done.stdout)
+    (run / "stderr.txt").write_text(done.stderr)
+    return run

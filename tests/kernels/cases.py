@@ -1,0 +1,139 @@
+"""The one table of inputs and tolerances for the kernels' tests, gradient checks and benchmarks."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+import atlas_kernels
+from atlas_kernels import Grid
+
+# Relative to the largest value (or gradient) of the float64 reference.
+TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-14}
+GRADIENT_TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
+
+
+def grid(shape: tuple[int, int, int], spacing: tuple[float, float, float]) -> Grid:
+    """A grid centred on the world's origin, but for a fraction of a voxel."""
+    affine = [[0.0] * 4 for _ in range(3)] + [[0.0, 0.0, 0.0, 1.0]]
+    for axis in range(3):
+        affine[axis][axis] = spacing[axis]
+        affine[axis][3] = -spacing[axis] * (shape[axis] - 1) / 2 + 0.3 * axis
+    return Grid(shape, affine)
+
+
+MNI_2MM = Grid((91, 109, 91), [[2, 0, 0, -90], [0, 2, 0, -126], [0, 0, 2, -72], [0, 0, 0, 1]])
+MNI_4MM = Grid((46, 55, 46), [[4, 0, 0, -89.5], [0, 4, 0, -125.5], [0, 0, 4, -71.5], [0, 0, 0, 1]])
+SMALL = grid((9, 11, 7), (2.0, 2.0, 2.0))
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of splat. `counts` are peaks a study; peaks fill the grid times `spread`."""
+
+    name: str
+    grid: Grid = SMALL
+    counts: tuple[int, ...] = (3, 0, 2)
+    fwhm: tuple[float, ...] = (6.0,)
+    weights: str = "none"  # none, positive, mixed
+    spread: float = 1.0
+    options: dict[str, Any] = field(default_factory=dict, hash=False)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+CASES = [
+    Case("plain"),
+    Case("one_peak", counts=(1,)),
+    Case("no_study", counts=()),
+    Case("no_peak", counts=(0, 0)),
+    Case("empty_ends", counts=(0, 4, 0)),
+    Case("crowded", counts=(40, 1)),
+    Case("one_voxel", grid=grid((1, 1, 1), (2.0, 2.0, 2.0))),
+    Case("flat", grid=grid((1, 13, 2), (2.0, 2.0, 2.0))),
+    Case("several_slabs", grid=grid((37, 5, 6), (2.0, 2.0, 2.0)), counts=(9, 3)),
+    Case("flipped_x", grid=grid((10, 9, 8), (-2.0, 2.0, 2.0))),
+    Case("flipped_all", grid=grid((10, 9, 8), (-2.0, -3.0, -1.5))),
+    Case("anisotropic", grid=grid((12, 7, 5), (1.0, 2.5, 4.0))),
+    Case("three_widths", fwhm=(4.0, 6.0, 12.5)),
+    Case("positive_weights", weights="positive"),
+    Case("mixed_weights", weights="mixed", counts=(6, 2)),
+    Case("mixed_weights_widths", weights="mixed", counts=(6, 2), fwhm=(5.0, 9.0)),
+    Case("outside", spread=3.0, counts=(12, 12)),
+    Case("far_outside", spread=1e6, counts=(2, 2)),
+    Case("box", options={"support": "box"}),
+    Case("short_reach", options={"truncate": 1.3}),
+    Case("no_cut", options={"truncate": math.inf}, weights="positive"),
+    Case("narrower_than_a_voxel", fwhm=(0.4,), counts=(5,)),
+]
+# The reference needs seconds at full size, so these are for the compiled kernels alone.
+BENCH_CASES = [
+    Case("mni_2mm_fwhm6", grid=MNI_2MM, counts=(37,) * 16, spread=0.7),
+    Case("mni_2mm_fwhm12", grid=MNI_2MM, counts=(37,) * 16, spread=0.7, fwhm=(12.0,)),
+    Case("mni_4mm_fwhm6", grid=MNI_4MM, counts=(37,) * 16, spread=0.7),
+]
+
+
+@dataclass
+class Inputs:
+    """Tensors of one case, float64, and how to call splat with them."""
+
+    peaks: torch.Tensor
+    offsets: torch.Tensor
+    fwhm: torch.Tensor
+    weights: torch.Tensor | None
+    grid: Grid
+    options: dict[str, Any]
+
+    def to(self, dtype: torch.dtype) -> Inputs:
+        weights = None if self.weights is None else self.weights.to(dtype)
+        return Inputs(
+            self.peaks.to(dtype), self.offsets, self.fwhm, weights, self.grid, self.options
+        )
+
+    def requires_grad(self) -> Inputs:
+        for tensor in self.leaves():
+            tensor.requires_grad_()
+        return self
+
+    def leaves(self) -> list[torch.Tensor]:
+        leaves = [self.peaks, self.fwhm, self.weights]
+        return [leaf for leaf in leaves if leaf is not None]
+
+    def splat(self, **options: Any) -> torch.Tensor:
+        return atlas_kernels.splat(
+            self.peaks,
+            self.offsets,
+            self.grid,
+            self.fwhm,
+            self.weights,
+            **{**self.options, **options},
+        )
+
+
+def inputs(case: Case) -> Inputs:
+    """Make a case's tensors; float32 values held in float64, so that both dtypes see the same."""
+    generator = torch.Generator().manual_seed(sum(map(ord, case.name)))
+    n_peaks = sum(case.counts)
+    spacing, shape = torch.tensor(case.grid.spacing), torch.tensor(case.grid.shape)
+    centre = torch.tensor(case.grid.origin) + spacing * (shape - 1) / 2
+    unit = torch.rand(n_peaks, 3, generator=generator) - 0.5
+    peaks = centre + unit * case.spread * shape * spacing.abs()
+    weights = None
+    if case.weights != "none":
+        weights = 0.5 + torch.rand(n_peaks, generator=generator)
+    if case.weights == "mixed":
+        weights[1::2] *= -1
+    offsets = torch.tensor([0, *case.counts]).cumsum(0)
+    return Inputs(
+        peaks.float().double(),
+        offsets,
+        torch.tensor(case.fwhm, dtype=torch.float64),
+        None if weights is None else weights.float().double(),
+        case.grid,
+        case.options,
+    )

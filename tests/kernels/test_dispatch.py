@@ -1,0 +1,147 @@
+"""Choosing an implementation, saying why not, and the table that shows both."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+
+import atlas_kernels
+from atlas_kernels import _dispatch, _extension
+from atlas_kernels._dispatch import Implementation, choose
+from atlas_kernels.splat.op import TABLE
+
+from .cases import CASES, inputs
+
+
+def row(name: str, reason: str | None = None, devices: tuple[str, ...] | None = None):
+    return Implementation(name, print, print, lambda: reason, devices)
+
+
+GPU, CPU, SLOW = row("gpu", None, ("cuda",)), row("quick", None, ("cpu",)), row("slow")
+BROKEN = row("broken", "it was not built", ("cpu",))
+
+
+def test_auto_takes_the_first_that_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(_dispatch.ENVIRONMENT, raising=False)
+    assert choose("op", (GPU, CPU, SLOW), "auto", "cpu") is CPU
+    assert choose("op", (GPU, CPU, SLOW), "auto", "cuda") is GPU
+    assert choose("op", (CPU, SLOW), "auto", "cuda") is SLOW  # and no warning: nothing is missing
+
+
+def test_auto_says_when_it_must_take_a_slower_one() -> None:
+    with pytest.warns(RuntimeWarning, match="op runs on the slower 'slow' .* it was not built"):
+        assert choose("op", (BROKEN, SLOW), "auto", "cpu") is SLOW
+
+
+def test_a_forced_one_that_cannot_run_says_why() -> None:
+    with pytest.raises(RuntimeError, match="backend 'broken' cannot run: it was not built"):
+        choose("op", (BROKEN, SLOW), "broken", "cpu")
+    with pytest.raises(RuntimeError, match="it takes cuda tensors, these are on cpu"):
+        choose("op", (GPU, SLOW), "gpu", "cpu")
+    with pytest.raises(RuntimeError, match=r"no implementation runs here. broken: it was not"):
+        choose("op", (BROKEN,), "auto", "cpu")
+
+
+def test_the_environment_replaces_auto_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(_dispatch.ENVIRONMENT, "slow")
+    assert choose("op", (CPU, SLOW), "auto", "cpu") is SLOW
+    assert choose("op", (CPU, SLOW), "quick", "cpu") is CPU
+    monkeypatch.setenv(_dispatch.ENVIRONMENT, "typo")
+    with pytest.raises(ValueError, match=r"auto, quick, slow .*ATLAS_KERNELS_BACKEND.* got 'typo'"):
+        choose("op", (CPU, SLOW), "auto", "cpu")
+
+
+def test_the_environment_reaches_the_op(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(_dispatch.ENVIRONMENT, "abacus")
+    with pytest.raises(ValueError, match="abacus"):
+        inputs(CASES[0]).splat()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_cuda_tensors_run_on_the_reference() -> None:
+    given = inputs(CASES[0])
+    want = given.splat(backend="reference")
+    for name in ("peaks", "offsets", "fwhm"):
+        setattr(given, name, getattr(given, name).cuda())
+    torch.testing.assert_close(given.splat().cpu(), want)
+
+
+def test_table_as_data() -> None:
+    rows = [line for line in atlas_kernels.implementations() if line["op"] == "splat"]
+    assert [line["implementation"] for line in rows] == [*(entry.name for entry in TABLE), "numpy"]
+    for line in rows:
+        assert set(line) == {"op", "implementation", "devices", "note", "why_not"}
+
+
+def test_every_op_is_listed_and_exported() -> None:
+    assert set(_dispatch.OPS) | {"Grid", "__version__", "implementations"} == set(
+        atlas_kernels.__all__
+    )
+
+
+def test_table_as_text_and_json() -> None:
+    command = [sys.executable, "-m", "atlas_kernels"]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert f"atlas_kernels {atlas_kernels.__version__}" in text and "reference" in text
+    data = json.loads(subprocess.run([*command, "--json"], capture_output=True, check=True).stdout)
+    assert data["version"] == atlas_kernels.__version__
+    assert (data["extension"] is None) == bool(_extension.why_missing())
+    assert data["implementations"] == atlas_kernels.implementations()
+
+
+WITHOUT_EXTENSION = """
+import sys, warnings
+sys.modules["atlas_kernels._kernels"] = None  # what an import finds that was not built
+import torch
+import atlas_kernels
+from atlas_kernels.__main__ import as_text, report
+text = as_text(report())
+assert "extension: none, so what remains is slower" in text, text
+assert "the C++ extension is not built" in text, text
+grid = atlas_kernels.Grid((3, 4, 5), [[2, 0, 0, 0], [0, 2, 0, 0], [0, 0, 2, 0], [0, 0, 0, 1]])
+call = lambda **kw: atlas_kernels.splat(
+    torch.zeros(1, 3), torch.tensor([0, 1]), grid, 6.0, **kw)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    assert call()[0, 0, 0, 0, 0] == 1
+assert "runs on the slower 'reference'" in str(caught[0].message)
+try:
+    call(backend="cpu")
+except RuntimeError as error:
+    assert "install a C++17 compiler" in str(error)
+else:
+    raise AssertionError
+import numpy
+from atlas_kernels.numpy import splat
+try:
+    splat(numpy.zeros((1, 3)), [0, 1], grid, 6.0)
+except ImportError as error:
+    assert "the C++ extension is not built" in str(error)
+else:
+    raise AssertionError
+"""
+
+
+def test_without_the_extension() -> None:
+    run_python(WITHOUT_EXTENSION)
+
+
+def test_import_is_lazy() -> None:
+    run_python(
+        """
+        import sys, atlas_kernels
+        assert callable(atlas_kernels.splat)
+        import atlas_kernels.splat.native
+        assert callable(atlas_kernels.splat), "the folder of the same name took its place"
+        assert not {"torch", "numpy", "nimare"} & set(sys.modules)
+        """
+    )
+
+
+def run_python(code: str) -> None:
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, timeout=120)
