@@ -1,0 +1,1 @@
+"""From source files to batches; see each module for its stage."""
