@@ -1,0 +1,238 @@
+"""The conditional beta-VAE, whole.
+
+    volume, m -> Encoder -> q(z) -> z -> Imputer fills what m lacks -> Decoder -> density, variance
+                                    z -> reversed gradient -> publication-year bin
+
+The encoder is a 3-D DenseNet whose last block is dilated; FiLM of the metadata modulates every
+dense layer of encoder and decoder. The decoder's density is a softmax over the cells of the brain
+mask: where a study with this code and these metadata reports its next peak. Its second channel is
+the log variance of one study's smoothed map around that density.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from atlas import space
+from atlas.config import ModelConfig
+from atlas.contracts import Batch, Decoded, Output
+from atlas.metadata import YEAR_BINS
+
+from .layers import DenseBlock, NormFiLM, Upsample, receptive_field, reverse_gradient
+
+LOG_VARIANCE_RANGE = (-8.0, 8.0)
+
+
+class Embedding(nn.Sequential):
+    """Metadata vector and mask -> the embedding that FiLM reads, (B, embedding)."""
+
+    def __init__(self, fields_width: int, embedding: int) -> None:
+        super().__init__(
+            nn.Linear(2 * fields_width, embedding), nn.SiLU(), nn.Linear(embedding, embedding)
+        )
+
+
+class Encoder(nn.Module):
+    """Volume and observed metadata -> mean and log variance of z.
+
+    Stem (stride 2), then dense blocks with an average pool after each, then the dilated block, a
+    pool, and one linear layer.
+    """
+
+    def __init__(self, config: ModelConfig, fields_width: int, sizes: list[list[int]]) -> None:
+        super().__init__()
+        self.config = config
+        e, growth = config.embedding, config.growth
+        self.embed = Embedding(fields_width, e)
+        self.stem = nn.Conv3d(1, config.width, 3, stride=2, padding=1, bias=False)
+        self.blocks, self.norms, self.mixes = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+        channels = config.width
+        for layers in config.blocks:
+            block = DenseBlock(channels, growth, [1] * layers, e)
+            channels = 2 * channels
+            self._append(block, channels)
+        self._append(DenseBlock(channels, growth, config.dilations, e), config.width)
+        cells = sizes[-1][0] * sizes[-1][1] * sizes[-1][2]
+        self.head = nn.Linear(config.width * cells, 2 * config.latent)
+
+    def _append(self, block: DenseBlock, out_channels: int) -> None:
+        self.blocks.append(block)
+        self.norms.append(NormFiLM(block.out_channels, self.config.embedding))
+        self.mixes.append(nn.Conv3d(block.out_channels, out_channels, 1, bias=False))
+
+    def forward(self, volume_B1XYZ: Tensor, m_BM: Tensor, kept_BM: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and log variance of the posterior, (B, D) each."""
+        e = self.embed(torch.cat([m_BM * kept_BM, kept_BM], dim=1))
+        x = self.stem(volume_B1XYZ)
+        for block, norm, mix in zip(self.blocks, self.norms, self.mixes):
+            x = _pool(mix(norm(block(x, e), e)))
+        mean_BD, log_variance_BD = self.head(x.flatten(1)).float().chunk(2, dim=1)
+        return mean_BD, log_variance_BD.clamp(*LOG_VARIANCE_RANGE)
+
+    def receptive_field(self) -> int:
+        """Cells of the input, per axis, that one cell before the linear layer sees."""
+        steps = [(3, 2, 1)]
+        for layers in self.config.blocks:
+            steps += [(3, 1, 1)] * layers + [(2, 2, 1)]
+        return receptive_field([*steps, *((3, 1, d) for d in self.config.dilations), (2, 2, 1)])
+
+
+class Imputer(nn.Module):
+    """z and what is known of m -> mean and log variance of every element of m.
+
+    z comes detached: imputing must not teach the code to carry metadata, or a counterfactual
+    could not change them.
+    """
+
+    def __init__(self, latent: int, fields_width: int, hidden: int = 64) -> None:
+        super().__init__()
+        out = nn.Linear(hidden, 2 * fields_width)
+        for parameter in out.parameters():
+            nn.init.zeros_(parameter)
+        self.net = nn.Sequential(nn.Linear(latent + 2 * fields_width, hidden), nn.SiLU(), out)
+
+    def forward(self, z_BD: Tensor, m_BM: Tensor, kept_BM: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and log variance, (B, M) each, in units of the encoded metadata."""
+        known = torch.cat([z_BD.detach(), m_BM * kept_BM, kept_BM], dim=1)
+        mean_BM, log_variance_BM = self.net(known).float().chunk(2, dim=1)
+        return mean_BM, log_variance_BM.clamp(*LOG_VARIANCE_RANGE)
+
+
+class Decoder(nn.Module):
+    """z and a complete metadata vector -> log density and log variance over the mask's cells."""
+
+    base_V: Tensor
+    cells_V: Tensor
+
+    def __init__(
+        self, config: ModelConfig, fields_width: int, sizes: list[list[int]], cells_V: Tensor
+    ) -> None:
+        super().__init__()
+        e, growth = config.embedding, config.growth
+        self.sizes = sizes
+        self.embed = Embedding(fields_width, e)
+        self.start = config.width * 2 ** len(config.blocks)
+        x, y, z = sizes[-1]
+        self.spread = nn.Linear(config.latent + e, self.start * x * y * z)
+        self.blocks, self.norms, self.ups = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+        channels = self.start
+        for level in reversed(range(len(sizes) - 1)):
+            block = DenseBlock(channels, growth, [1, 1], e)
+            channels = 2 if level == 0 else max(config.width, channels // 2)
+            self.blocks.append(block)
+            self.norms.append(NormFiLM(block.out_channels, e))
+            self.ups.append(Upsample(block.out_channels, channels, sizes[level]))
+        for parameter in self.ups[-1].parameters():
+            nn.init.zeros_(parameter)  # training starts at the base map, whatever the code
+        self.register_buffer("base_V", torch.zeros(len(cells_V)))
+        self.register_buffer("cells_V", cells_V, persistent=False)
+
+    def forward(self, z_BD: Tensor, m_BM: Tensor) -> Decoded:
+        """Decode codes (B, D) with complete metadata (B, M)."""
+        e = self.embed(torch.cat([m_BM, torch.ones_like(m_BM)], dim=1))
+        x = self.spread(torch.cat([z_BD, e], dim=1)).unflatten(1, (self.start, *self.sizes[-1]))
+        for block, norm, up in zip(self.blocks, self.norms, self.ups):
+            x = up(norm(block(x, e), e))
+        logits_BV, log_variance_BV = x.float().flatten(2)[:, :, self.cells_V].unbind(1)
+        return Decoded(
+            torch.log_softmax(logits_BV + self.base_V, dim=1),
+            log_variance_BV.clamp(*LOG_VARIANCE_RANGE),
+        )
+
+
+class CVAE(nn.Module):
+    """Encoder, imputer, decoder and year head, and how a batch passes through them.
+
+    Parameters
+    ----------
+    config : ModelConfig
+    fields_width : int
+        M, width of the metadata vector.
+    resolution : int
+        Edge of a cell in mm.
+
+    Attributes
+    ----------
+    available_M : (M,) float buffer
+        1 for elements of fields that were observed in training; others never reach a layer.
+    """
+
+    available_M: Tensor
+
+    def __init__(self, config: ModelConfig, fields_width: int, resolution: int) -> None:
+        super().__init__()
+        here = space.load(resolution)
+        sizes = _pyramid(here.grid.shape, len(config.blocks) + 2)
+        cells_V = torch.from_numpy(here.mask.ravel().nonzero()[0])
+        self.encoder = Encoder(config, fields_width, sizes)
+        self.imputer = Imputer(config.latent, fields_width)
+        self.decoder = Decoder(config, fields_width, sizes, cells_V)
+        self.code_dropout = config.code_dropout
+        self.year = nn.Sequential(nn.Linear(config.latent, 64), nn.SiLU(), nn.Linear(64, YEAR_BINS))
+        self.register_buffer("available_M", torch.ones(fields_width))
+
+    def encode(self, volume_B1XYZ: Tensor, m_BM: Tensor, kept_BM: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and log variance of q(z | volume, observed metadata), (B, D) each."""
+        return self.encoder(volume_B1XYZ, m_BM, kept_BM * self.available_M)
+
+    def impute(self, z_BD: Tensor, m_BM: Tensor, kept_BM: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and log variance of every element of the metadata, (B, M) each."""
+        return self.imputer(z_BD, m_BM, kept_BM * self.available_M)
+
+    def decode(self, z_BD: Tensor, m_BM: Tensor) -> Decoded:
+        """Decode codes with complete metadata; elements never observed in training are ignored."""
+        return self.decoder(z_BD, m_BM * self.available_M)
+
+    def forward(self, batch: Batch, kept_BM: Tensor, reversal: float = 0.0) -> Output:
+        """Pass a batch through: codes and imputed values are sampled in training, means otherwise.
+
+        Parameters
+        ----------
+        batch : Batch
+        kept_BM : (B, M) tensor
+            Mask of the observed metadata that the model is shown.
+        reversal : float
+            Lambda, the weight of the reversed gradient from the year head.
+        """
+        mean_BD, log_variance_BD = self.encode(batch.volume_B1XYZ, batch.metadata_BM, kept_BM)
+        z_BD = self._draw(mean_BD, log_variance_BD)
+        shown_BD = self._drop(z_BD)
+        imputed = self.impute(shown_BD, batch.metadata_BM, kept_BM)
+        # Detached: the imputer learns from hidden values alone, or it would become a second code.
+        drawn_BM = self._draw(*imputed).detach()
+        filled_BM = torch.where(kept_BM > 0, batch.metadata_BM, drawn_BM)
+        return Output(
+            mean_BD,
+            log_variance_BD,
+            self.decode(shown_BD, filled_BM),
+            kept_BM,
+            *imputed,
+            self.year(reverse_gradient(z_BD, reversal)),
+        )
+
+    def _drop(self, z_BD: Tensor) -> Tensor:
+        """Training: set the codes of some samples to 0, as a place for what m alone says."""
+        if not self.training or not self.code_dropout:
+            return z_BD
+        return z_BD * (torch.rand(len(z_BD), 1, device=z_BD.device) >= self.code_dropout)
+
+    def _draw(self, mean: Tensor, log_variance: Tensor) -> Tensor:
+        if not self.training:
+            return mean
+        return mean + torch.randn_like(mean) * torch.exp(0.5 * log_variance)
+
+
+def _pool(x_BCXYZ: Tensor) -> Tensor:
+    """Halve the grid, rounding up; a cell at the edge averages what there is of it."""
+    return nn.functional.avg_pool3d(x_BCXYZ, 2, ceil_mode=True, count_include_pad=False)
+
+
+def _pyramid(shape: Sequence[int], halvings: int) -> list[list[int]]:
+    """Grid sizes from the full one to the coarsest, each half the one before, rounded up."""
+    sizes = [list(shape)]
+    for _ in range(halvings):
+        sizes.append([-(-n // 2) for n in sizes[-1]])
+    return sizes

@@ -1,0 +1,108 @@
+"""Layers that the models share: FiLM-modulated GroupNorm, dense blocks, gradient reversal.
+
+The dense layer is GroupNorm in groups of 8 channels -> FiLM -> SiLU -> bias-free 3^3 convolution,
+its output appended to its input. Channel counts are multiples of 8, so that groups never straddle
+what one layer wrote.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+CHANNELS_PER_GROUP = 8
+
+
+class NormFiLM(nn.Module):
+    """SiLU(GroupNorm(x) * (1 + gamma) + beta), gamma and beta linear in the embedding.
+
+    FiLM: Perez et al. 2018, AAAI. It starts as the identity.
+    """
+
+    def __init__(self, channels: int, embedding: int) -> None:
+        super().__init__()
+        self.groups = channels // CHANNELS_PER_GROUP
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.film = nn.Linear(embedding, 2 * channels)
+        nn.init.zeros_(self.film.weight)
+        nn.init.zeros_(self.film.bias)
+
+    def forward(self, x_BCXYZ: Tensor, embedding_BE: Tensor) -> Tensor:
+        """Normalise, modulate, activate; same shape as the input."""
+        gamma_BC, beta_BC = self.film(embedding_BE).chunk(2, dim=1)
+        # One affine map a sample and channel: GroupNorm over the samples laid side by side as
+        # channels applies it in the same pass.
+        scale = (self.weight * (1 + gamma_BC)).flatten()
+        shift = (self.bias * (1 + gamma_BC) + beta_BC).flatten()
+        side_by_side = x_BCXYZ.flatten(0, 1).unsqueeze(0)
+        normed = F.group_norm(side_by_side, len(x_BCXYZ) * self.groups, scale, shift)
+        return F.silu(normed).view(x_BCXYZ.shape)
+
+
+class DenseBlock(nn.Module):
+    """Layers that each append `growth` channels; one dilation a layer.
+
+    Densely connected networks: Huang et al. 2017, CVPR.
+    """
+
+    def __init__(
+        self, channels: int, growth: int, dilations: Sequence[int], embedding: int
+    ) -> None:
+        super().__init__()
+        widths = [channels + k * growth for k in range(len(dilations))]
+        self.norms = nn.ModuleList(NormFiLM(width, embedding) for width in widths)
+        self.convs = nn.ModuleList(
+            nn.Conv3d(width, growth, 3, padding=d, dilation=d, bias=False)
+            for width, d in zip(widths, dilations)
+        )
+        self.out_channels = channels + growth * len(dilations)
+
+    def forward(self, x_BCXYZ: Tensor, embedding_BE: Tensor) -> Tensor:
+        """Return (B, channels + growth * layers, X, Y, Z)."""
+        for norm, conv in zip(self.norms, self.convs):
+            x_BCXYZ = torch.cat([x_BCXYZ, conv(norm(x_BCXYZ, embedding_BE))], dim=1)
+        return x_BCXYZ
+
+
+class Upsample(nn.Module):
+    """Double the grid with a k4 s2 transposed convolution, then crop to `size`."""
+
+    def __init__(self, channels: int, out_channels: int, size: Sequence[int]) -> None:
+        super().__init__()
+        self.conv = nn.ConvTranspose3d(channels, out_channels, 4, stride=2, padding=1)
+        self.size = tuple(size)
+
+    def forward(self, x_BCXYZ: Tensor) -> Tensor:
+        """Return (B, out_channels, *size)."""
+        x, y, z = self.size
+        return self.conv(x_BCXYZ)[..., :x, :y, :z]
+
+
+class _ReverseGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: float) -> Tensor:
+        ctx.weight = weight
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return -ctx.weight * grads[0], None
+
+
+def reverse_gradient(x: Tensor, weight: float) -> Tensor:
+    """Pass x on; its gradient comes back times ``-weight`` (Ganin et al. 2016, JMLR)."""
+    return _ReverseGradient.apply(x, weight)
+
+
+def receptive_field(steps: Sequence[tuple[int, int, int]]) -> int:
+    """Width in input cells that one output sees, from (kernel, stride, dilation) of each step."""
+    width, jump = 1, 1
+    for kernel, stride, dilation in steps:
+        width += (kernel - 1) * dilation * jump
+        jump *= stride
+    return width

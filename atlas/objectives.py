@@ -1,0 +1,126 @@
+"""The loss: Batch, Output, weights -> Losses."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .config import ObjectiveConfig
+from .contracts import Batch, Decoded, Output
+
+
+class Losses(NamedTuple):
+    """Terms of the loss, scalars.
+
+    Attributes
+    ----------
+    total : what is minimised
+    reconstruction : nats a study ("peaks") or mean squared error ("mse")
+    kl : rate of the code in nats, unweighted
+    uncertainty : mean Gaussian negative log-likelihood of a voxel of the smoothed map
+    imputation : mean Gaussian negative log-likelihood of a hidden metadata element
+    year : cross-entropy of the year head, 0 where no year is known
+    """
+
+    total: Tensor
+    reconstruction: Tensor
+    kl: Tensor
+    uncertainty: Tensor
+    imputation: Tensor
+    year: Tensor
+
+
+def losses(
+    output: Output,
+    batch: Batch,
+    config: ObjectiveConfig,
+    mask: Tensor,
+    beta: float,
+    year_weight: float,
+) -> Losses:
+    """Compute every term.
+
+    Parameters
+    ----------
+    output, batch
+        What the model made of what.
+    config : ObjectiveConfig
+    mask : (X, Y, Z) bool tensor
+    beta : float
+        Weight of the KL term.
+    year_weight : float
+        Weight of the year head's cross-entropy; the reversal's lambda sits in the model.
+    """
+    target_BV = relative_map(batch.target_B1XYZ, mask)
+    if config.reconstruction == "peaks":
+        reconstruction = peak_nll(output.decoded, batch.counts_BV).mean()
+    else:
+        reconstruction = F.mse_loss(relative_density(output.decoded), target_BV)
+    kl = kl_nats(output.mean_BD, output.log_variance_BD).sum(1).mean()
+    uncertainty = voxel_nll(output.decoded, target_BV).mean()
+    imputation = hidden_nll(output, batch)
+    year = _year_loss(output.year_logits_BY, batch.year_bin_B)
+    total = (
+        reconstruction
+        + beta * kl
+        + config.uncertainty * uncertainty
+        + config.imputation * imputation
+        + year_weight * year
+    )
+    return Losses(total, reconstruction, kl, uncertainty, imputation, year)
+
+
+def relative_map(volume_B1XYZ: Tensor, mask: Tensor) -> Tensor:
+    """Turn volumes into maps over the mask, (B, V), in units of the uniform density (mean 1)."""
+    values_BV = volume_B1XYZ[:, 0, mask]
+    return values_BV / values_BV.mean(1, keepdim=True).clamp_min(1e-12)
+
+
+def relative_density(decoded: Decoded) -> Tensor:
+    """Return the decoded density in units of the uniform density, (B, V)."""
+    return decoded.log_density_BV.exp() * decoded.log_density_BV.shape[1]
+
+
+def peak_nll(decoded: Decoded, counts_BV: Tensor) -> Tensor:
+    """Negative log-likelihood of a study's peaks, nats, (B,).
+
+    Each peak is an independent draw from the decoded density (a multinomial given their number),
+    tempered by the root of that number: reported peaks are not independent, and a study of 400
+    must not outweigh twenty of 20.
+    """
+    nats_B = -(counts_BV * decoded.log_density_BV).sum(1)
+    return nats_B / counts_BV.sum(1).clamp_min(1).sqrt()
+
+
+def kl_nats(mean_BD: Tensor, log_variance_BD: Tensor) -> Tensor:
+    """KL divergence of each latent direction from the standard normal prior, nats, (B, D)."""
+    return 0.5 * (mean_BD.square() + log_variance_BD.exp() - 1 - log_variance_BD)
+
+
+def voxel_nll(decoded: Decoded, target_BV: Tensor) -> Tensor:
+    """Gaussian negative log-likelihood of the smoothed map around the decoded mean, (B, V).
+
+    The mean is detached, so that this term cannot bend it; the trunk that both share learns from
+    both.
+    """
+    error = target_BV - relative_density(decoded).detach()
+    return 0.5 * (decoded.log_variance_BV + error.square() * torch.exp(-decoded.log_variance_BV))
+
+
+def hidden_nll(output: Output, batch: Batch) -> Tensor:
+    """Gaussian negative log-likelihood of the metadata that were observed but hidden, scalar."""
+    hidden_BM = batch.observed_BM * (1 - output.kept_BM)
+    error = batch.metadata_BM - output.imputed_mean_BM
+    log_variance = output.imputed_log_variance_BM
+    nll_BM = 0.5 * (log_variance + error.square() * torch.exp(-log_variance))
+    return (nll_BM * hidden_BM).sum() / hidden_BM.sum().clamp_min(1)
+
+
+def _year_loss(logits_BY: Tensor, year_bin_B: Tensor) -> Tensor:
+    known = year_bin_B >= 0
+    if not known.any():
+        return logits_BY.sum() * 0
+    return F.cross_entropy(logits_BY[known], year_bin_B[known])

@@ -1,0 +1,61 @@
+"""The Lightning data module: a dataset folder as training and validation batches."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytorch_lightning as pl
+from torch.utils.data import DataLoader
+
+from atlas.config import Config
+from atlas.contracts import Batch
+from atlas.data.batches import EpochSampler, StudyBatches, View, Volumes, loader
+from atlas.data.cache import VolumeCache
+from atlas.data.dataset import Dataset
+from atlas.data.years import year_edges
+from atlas.metadata import YEAR_BINS
+
+
+class AtlasDataModule(pl.LightningDataModule):
+    """Batches of the training split (parts of studies) and of the validation split (halves)."""
+
+    def __init__(self, dataset: Dataset, config: Config) -> None:
+        super().__init__()
+        self.dataset, self.config = dataset, config
+        years = [dataset.metadata[row].get("year") for row in dataset.rows("train")]
+        known = [float(year) for year in years if year is not None]  # type: ignore[arg-type]
+        self.year_edges: np.ndarray = year_edges(known, YEAR_BINS)
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Parts of studies, shuffled, another part every epoch."""
+        return self._loader("train", "part")
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """One half of each study given, the other scored; the same halves every epoch."""
+        return self._loader("val", "half")
+
+    def _volumes(self) -> Volumes | None:
+        data = self.config.data
+        if data.cache != "always":  # auto: splatting was faster than every cache that was measured
+            return None
+        return VolumeCache(self.dataset, data.resolution, data.fwhm)
+
+    def _loader(self, split: str, view: View) -> DataLoader[Batch]:
+        config = self.config
+        batches = StudyBatches(
+            self.dataset,
+            config.data,
+            self.year_edges,
+            view=view,
+            seed=config.seed,
+            volumes=self._volumes(),
+        )
+        trainer = self.trainer
+        sampler = EpochSampler(
+            self.dataset.rows(split),
+            config.train.batch,
+            seed=config.seed,
+            shuffle=split == "train",
+            rank=trainer.global_rank if trainer else 0,
+            world=trainer.world_size if trainer else 1,
+        )
+        return loader(batches, sampler, config.data.workers)

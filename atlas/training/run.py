@@ -1,0 +1,216 @@
+"""A whole training run: dataset and configuration -> run folder."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+
+from atlas import __version__, model_file
+from atlas.config import Config
+from atlas.data.batches import EpochSampler, StudyBatches, loader
+from atlas.data.dataset import Dataset
+from atlas.data.density import mean_density
+from atlas.errors import AtlasError, require
+from atlas.models import build
+from atlas.models.cvae import CVAE
+from atlas.objectives import relative_density
+
+from . import folder
+from .callbacks import Checkpoint, KLController, LambdaRamp, MetricsFile, Progress
+from .datamodule import AtlasDataModule
+from .module import AtlasModule
+
+BASE_FWHM_MM, BASE_UNIFORM = 12.0, 0.05  # the decoder starts from this kernel density
+
+
+def train(
+    config: Config, dataset: Dataset, run: Path, *, resume: bool = False, force: bool = False
+) -> Path:
+    """Train a model and write its run folder.
+
+    Parameters
+    ----------
+    config : Config
+    dataset : Dataset
+    run : Path
+        The run folder: config.yaml, environment.json, checkpoints/, metrics.csv, and in the end
+        model.safetensors with model.json.
+    resume : bool
+        Go on from the last checkpoint in `run`.
+    force : bool
+        Write over an older run, or resume although the configuration changed.
+
+    Returns
+    -------
+    Path
+        The run folder.
+
+    Raises
+    ------
+    AtlasError
+        Run folder taken, nothing to resume, changed configuration, loss not finite, interrupted.
+    """
+    folder.check(config, dataset, run, resume=resume, force=force)
+    for split in ("train", "val"):
+        if not dataset.splits.get(split):
+            raise AtlasError(f"{dataset.path}: its {split} split is empty; prepare a larger set")
+    if config.train.threads:
+        torch.set_num_threads(config.train.threads)
+    pl.seed_everything(config.seed, verbose=False)
+    model = build(config.model, dataset.fields.width, config.data.resolution)
+    _set_buffers(model, config, dataset)
+    module = AtlasModule(config, model, dataset.fields)
+    data = AtlasDataModule(dataset, config)
+    trainer = _trainer(config, run)
+    folder.write(config, dataset, run, resume=resume)
+    checkpoints = run / folder.CHECKPOINTS
+    start = str(checkpoints / folder.LAST) if resume else None
+    try:
+        trainer.fit(module, data, ckpt_path=start, weights_only=True)
+    except SystemExit:  # Lightning's answer to Ctrl-C
+        raise _interrupted(dataset, run) from None
+    finally:
+        for logger in trainer.loggers:  # W&B writes its last records when told that it ends
+            cast(Any, logger).experiment.finish()
+    if trainer.interrupted:
+        raise _interrupted(dataset, run)
+    _load_best(model, checkpoints / folder.BEST)
+    model_file.write(run, model, _card(config, dataset, data, model, run))
+    return run
+
+
+def _set_buffers(model: CVAE, config: Config, dataset: Dataset) -> None:
+    """Tell the model which fields it will see, and where the decoder starts."""
+    coverage = dataset.coverage("train") | {"fwhm": 1}
+    for field in dataset.fields:
+        model.available_M[dataset.fields.slices[field.name]] = float(coverage[field.name] > 0)
+    if config.model.base_map:
+        resolution = config.data.resolution
+        density = mean_density(dataset, dataset.rows("train"), resolution, BASE_FWHM_MM)
+        mixed = (1 - BASE_UNIFORM) * density + BASE_UNIFORM / len(density)
+        model.decoder.base_V.copy_(torch.from_numpy(np.log(mixed)))
+
+
+def _trainer(config: Config, run: Path) -> pl.Trainer:
+    train = config.train
+    place: dict[str, Any] = {
+        "dirpath": run / folder.CHECKPOINTS,
+        "save_on_train_epoch_end": True,
+        "enable_version_counter": False,
+    }
+    callbacks = [
+        KLController(config.kl),
+        LambdaRamp(config.year),
+        MetricsFile(run / "metrics.csv"),
+        Progress(),
+        Checkpoint(filename="best", monitor="val/bits", mode="max", **place),
+        # Its own callback: `save_last` leaves out the epochs that are not the best.
+        Checkpoint(filename="last", **place),
+    ]
+    try:
+        return pl.Trainer(
+            default_root_dir=run,
+            max_epochs=train.epochs,
+            accelerator=train.accelerator,
+            devices=1,
+            precision=train.precision,
+            gradient_clip_val=train.clip,
+            callbacks=callbacks,
+            logger=_loggers(config, run),
+            log_every_n_steps=1,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,  # EpochSampler does it, and stays seeded
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+    except MisconfigurationException as error:
+        raise AtlasError(f"train.accelerator={train.accelerator}: {error}") from None
+
+
+def _loggers(config: Config, run: Path) -> Any:
+    """W&B where it was asked for; metrics.csv is always written beside it."""
+    if config.logging.wandb == "off":
+        return False
+    require("wandb", "wandb")
+    from pytorch_lightning.loggers import WandbLogger
+
+    offline = config.logging.wandb == "offline"
+    wandb_logger = WandbLogger(
+        project=config.logging.project, name=run.name, save_dir=run, offline=offline
+    )
+    wandb_logger.log_hyperparams(config.model_dump(mode="json"))
+    return wandb_logger
+
+
+def _interrupted(dataset: Dataset, run: Path) -> AtlasError:
+    epoch = folder.last_epoch(run)
+    if epoch == 0:
+        return AtlasError(f"interrupted in the first epoch; {run} holds no checkpoint yet")
+    return AtlasError(
+        f"interrupted; epoch {epoch} is kept, go on after it with "
+        f"atlas train --resume --data {dataset.path} --out {run}"
+    )
+
+
+def _load_best(model: CVAE, path: Path) -> None:
+    """Put the weights of the best validation epoch into the model."""
+    if not path.is_file():
+        raise AtlasError(f"{path}: missing; train again with --force")
+    state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    model.load_state_dict({name.removeprefix("model."): value for name, value in state.items()})
+    model.cpu().eval()
+
+
+@torch.no_grad()
+def _card(
+    config: Config, dataset: Dataset, data: AtlasDataModule, model: CVAE, run: Path
+) -> model_file.Card:
+    """Describe the trained model: what it saw, which directions it uses, how its maps range."""
+    batches = StudyBatches(dataset, config.data, data.year_edges)
+    rows = dataset.rows("train")
+    means, tops = [], []
+    for batch in loader(batches, EpochSampler(rows, config.train.batch, shuffle=False)):
+        output = model(batch, batch.observed_BM)
+        means.append(output.mean_BD)
+        tops.append(relative_density(output.decoded).quantile(0.995, dim=1))
+    codes = torch.cat(means)
+    return model_file.Card(
+        format=1,
+        name=run.resolve().name,
+        atlas_version=__version__,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        seed=config.seed,
+        dataset=dataset.fingerprint,
+        source=dataset.info["source"]["name"],
+        data=config.data,
+        model=config.model,
+        fields=dataset.fields.snapshot(),
+        used=_fields_used(dataset, config),
+        year_edges=data.year_edges.tolist(),
+        latent_activity=codes.var(0).tolist(),
+        latent_mean=codes.mean(0).tolist(),
+        latent_sd=codes.std(0).tolist(),
+        display=(1.0, round(float(torch.cat(tops).median()), 2)),
+    )
+
+
+def _fields_used(dataset: Dataset, config: Config) -> dict[str, model_file.FieldUse]:
+    used = {}
+    for field in dataset.fields:
+        values = [dataset.metadata[r].get(field.name) for r in dataset.rows("train")]
+        known = [v for v in values if v is not None]
+        if field.name == "fwhm":
+            known = list(config.data.fwhm) * len(values)
+        numbers = [v for v in known if isinstance(v, float | int)]
+        used[field.name] = model_file.FieldUse(
+            studies=len(known),
+            low=min(numbers) if numbers else None,
+            high=max(numbers) if numbers else None,
+        )
+    return used

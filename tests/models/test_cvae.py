@@ -1,0 +1,123 @@
+"""The conditional beta-VAE: shapes, masks, where it starts, how far it sees."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from atlas import config, space
+from atlas.contracts import Batch
+from atlas.data.batches import Request, StudyBatches
+from atlas.data.dataset import Dataset
+from atlas.models import build
+from atlas.models.cvae import CVAE
+
+SMOKE = config.load("smoke")
+
+
+@pytest.fixture
+def model() -> CVAE:
+    torch.manual_seed(0)
+    return build(SMOKE.model, 70, 4)
+
+
+@pytest.fixture(scope="module")
+def batch(bundled: Dataset) -> Batch:
+    return StudyBatches(bundled, SMOKE.data, np.zeros(0))[Request(0, (0, 1, 2))]
+
+
+def real(bundled: Dataset) -> CVAE:
+    torch.manual_seed(0)
+    return build(SMOKE.model, bundled.fields.width, 4)
+
+
+def test_shapes_and_normalisation(bundled: Dataset, batch: Batch) -> None:
+    output = real(bundled)(batch, batch.observed_BM)
+    V = space.load(4).n_cells
+    assert output.mean_BD.shape == output.log_variance_BD.shape == (3, 8)
+    assert output.decoded.log_density_BV.shape == output.decoded.log_variance_BV.shape == (3, V)
+    torch.testing.assert_close(output.decoded.log_density_BV.exp().sum(1), torch.ones(3))
+    assert output.imputed_mean_BM.shape == batch.metadata_BM.shape
+    assert output.year_logits_BY.shape == (3, 10)
+
+
+def test_the_decoder_starts_at_the_base_map(model: CVAE) -> None:
+    base = torch.randn(space.load(4).n_cells)
+    model.decoder.base_V.copy_(base)
+    decoded = model.decode(torch.randn(2, 8), torch.randn(2, 70))
+    expected = torch.log_softmax(base, 0).expand(2, -1)
+    torch.testing.assert_close(decoded.log_density_BV, expected)
+
+
+def test_every_parameter_learns(bundled: Dataset, batch: Batch) -> None:
+    model = real(bundled)
+    torch.nn.init.normal_(model.decoder.ups[-1].conv.weight, std=0.1)
+    torch.nn.init.normal_(model.imputer.net[2].weight, std=0.1)
+    for module in model.modules():
+        if hasattr(module, "film"):
+            torch.nn.init.normal_(module.film.weight, std=0.1)
+    output = model(batch, batch.observed_BM, 1.0)
+    decoded = output.decoded
+    loss = decoded.log_density_BV.square().mean() + decoded.log_variance_BV.square().mean()
+    loss = loss + output.imputed_mean_BM.square().mean() + output.year_logits_BY.square().mean()
+    (loss + output.log_variance_BD.square().mean()).backward()
+    still = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not still
+
+
+def test_metadata_reach_encoder_and_decoder(bundled: Dataset, batch: Batch) -> None:
+    model = real(bundled).eval()
+    torch.nn.init.normal_(model.decoder.ups[-1].conv.weight, std=0.1)
+    for module in model.modules():
+        if hasattr(module, "film"):
+            torch.nn.init.normal_(module.film.weight, std=0.3)
+    seen, none = batch.observed_BM, torch.zeros_like(batch.observed_BM)
+    args = batch.volume_B1XYZ, batch.metadata_BM
+    assert not torch.equal(model.encode(*args, seen)[0], model.encode(*args, none)[0])
+    z, m = torch.zeros(3, 8), batch.metadata_BM
+    assert not torch.equal(model.decode(z, m)[0], model.decode(z, 0 * m)[0])
+
+
+def test_a_field_never_observed_never_reaches_a_layer(model: CVAE) -> None:
+    torch.nn.init.normal_(model.decoder.ups[-1].conv.weight, std=0.1)
+    for module in model.modules():
+        if hasattr(module, "film"):
+            torch.nn.init.normal_(module.film.weight, std=0.3)
+    model.available_M[10:20] = 0
+    z, m = torch.zeros(1, 8), torch.randn(1, 70)
+    moved = m.clone()
+    moved[:, 10:20] += 5
+    assert torch.equal(model.decode(z, m)[0], model.decode(z, moved)[0])
+    moved[:, 20] += 5
+    assert not torch.equal(model.decode(z, m)[0], model.decode(z, moved)[0])
+
+
+def test_evaluation_is_deterministic_and_training_is_not(bundled: Dataset, batch: Batch) -> None:
+    model = real(bundled)
+    torch.nn.init.normal_(model.decoder.ups[-1].conv.weight, std=0.1)
+    run = lambda: model(batch, batch.observed_BM).decoded.log_density_BV  # noqa: E731
+    assert not torch.equal(run(), run())
+    model.eval()
+    assert torch.equal(run(), run())
+
+
+@pytest.mark.parametrize("name", config.shipped())
+def test_the_receptive_field_spans_the_gradient_footprint(name: str) -> None:
+    """What the function computes is what a cell really depends on, measured by its gradient."""
+    model = build(config.load(name).model, 70, 4)
+    encoder = model.encoder.double()
+    torch.nn.init.normal_(encoder.stem.weight)
+    field = encoder.receptive_field()
+    assert field * 4 > 100
+    # Without the norms, whose statistics see everything; long along x, the axis that is measured.
+    x = torch.randn(1, 1, 2 * field + 32, 16, 16, dtype=torch.double, requires_grad=True)
+    out = encoder.stem(x)
+    for block, mix in zip(encoder.blocks, encoder.mixes):
+        for conv in block.convs:
+            out = torch.cat([out, conv(F.silu(out))], 1)
+        out = F.avg_pool3d(mix(F.silu(out)), 2, ceil_mode=True)
+    out[0, :, out.shape[2] // 2, 0, 0].sum().backward()
+    touched = x.grad.abs().sum((0, 1, 3, 4)).nonzero().ravel()
+    assert int(touched[-1] - touched[0]) + 1 == field

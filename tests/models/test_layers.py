@@ -1,0 +1,68 @@
+"""Layers against their formulas."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from atlas.models.layers import (
+    DenseBlock,
+    NormFiLM,
+    Upsample,
+    receptive_field,
+    reverse_gradient,
+)
+
+
+def test_norm_film_is_its_formula() -> None:
+    torch.manual_seed(0)
+    layer = NormFiLM(24, 5).double()
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter)
+    x, e = torch.randn(3, 24, 4, 3, 5).double(), torch.randn(3, 5).double()
+    gamma, beta = (t[:, :, None, None, None] for t in layer.film(e).chunk(2, dim=1))
+    normed = F.group_norm(x, 3, layer.weight, layer.bias)
+    torch.testing.assert_close(layer(x, e), F.silu(normed * (1 + gamma) + beta))
+
+
+def test_norm_film_starts_without_modulation() -> None:
+    layer, x = NormFiLM(8, 5), torch.randn(2, 8, 3, 3, 3)
+    torch.testing.assert_close(layer(x, torch.randn(2, 5)), F.silu(F.group_norm(x, 1)))
+
+
+def test_norm_film_gradients() -> None:
+    torch.manual_seed(0)
+    layer = NormFiLM(8, 3).double()
+    torch.nn.init.normal_(layer.film.weight)
+    x = torch.randn(2, 8, 2, 3, 2, dtype=torch.double, requires_grad=True)
+    e = torch.randn(2, 3, dtype=torch.double, requires_grad=True)
+    assert torch.autograd.gradcheck(layer, (x, e))
+
+
+def test_a_dense_block_appends() -> None:
+    block = DenseBlock(16, 8, [1, 2, 4], 5)
+    x = torch.randn(2, 16, 9, 10, 9)
+    out = block(x, torch.zeros(2, 5))
+    assert out.shape == (2, block.out_channels, 9, 10, 9) and block.out_channels == 40
+    assert torch.equal(out[:, :16], x)
+    assert all(conv.bias is None for conv in block.convs)
+
+
+@pytest.mark.parametrize("size", [(46, 55, 46), (23, 28, 23), (3, 4, 5)])
+def test_upsampling_crops_to_size(size: tuple[int, int, int]) -> None:
+    half = [-(-n // 2) for n in size]
+    assert Upsample(8, 8, size)(torch.randn(1, 8, *half)).shape == (1, 8, *size)
+
+
+def test_the_gradient_comes_back_reversed() -> None:
+    x = torch.randn(3, requires_grad=True)
+    y = reverse_gradient(x, 0.7)
+    assert torch.equal(y, x)
+    y.sum().backward()
+    torch.testing.assert_close(x.grad, torch.full((3,), -0.7))
+
+
+def test_receptive_field_of_known_stacks() -> None:
+    assert receptive_field([(3, 1, 1)] * 3) == 7
+    assert receptive_field([(3, 2, 1), (3, 1, 2)]) == 3 + 8

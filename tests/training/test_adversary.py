@@ -1,0 +1,64 @@
+"""The year adversary on the bundled studies with a planted year."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from atlas import config
+from atlas.contracts import Study
+from atlas.data import dataset as folder
+from atlas.data.dataset import Dataset
+from atlas.data.sources import Provenance
+from atlas.evaluation.evaluate import evaluate
+from atlas.training.run import train
+
+PLACES = np.random.default_rng(7).uniform([-50, -90, -30], [50, 50, 60], (10, 3))
+SETTINGS = [
+    "train.epochs=6", "train.batch=8", "train.lr=4e-3", "model.latent=16",
+    "kl.beta=0.01", "kl.target=15", "objective.hide=0", "year.weight=5",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def planted(bundled: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """Give every study a year, and every year's studies five peaks at a place of their own."""
+    rng = np.random.default_rng(0)
+    studies = []
+    for row, study_id in enumerate(bundled.ids):
+        decade = int(rng.integers(10))
+        extra = PLACES[decade] + rng.normal(0, 4, (5, 3))
+        peaks = np.concatenate([bundled.peaks(row).astype(float), extra])
+        metadata = {**bundled.metadata[row], "year": 1998.0 + 2 * decade}
+        studies.append(Study(study_id, "", peaks, ("MNI",) * len(peaks), metadata))
+    path = tmp_path_factory.mktemp("planted") / "data"
+    provenance = Provenance("planted", "1", "none", {})
+    return folder.write(path, studies, bundled.splits, provenance, funnel={})
+
+
+@pytest.mark.slow
+def test_the_adversary_reads_a_planted_year_until_its_gradient_is_reversed(
+    planted: Dataset, tmp_path: Path
+) -> None:
+    accuracy = {}
+    for name, ramp in (("plain", "[1, 1]"), ("reversed", "[0, 0.2]")):
+        settings = [*SETTINGS, f"year.ramp={ramp}"]
+        run = train(config.load("smoke", settings), planted, tmp_path / name)
+        year = evaluate(run, planted, samples=1)["year"]
+        assert year is not None and year["chance"] == pytest.approx(0.1, abs=0.02)
+        accuracy[name] = year["balanced_accuracy"]
+    assert accuracy["plain"] > 0.3, accuracy
+    assert accuracy["reversed"] < 0.5 * accuracy["plain"], accuracy
+
+
+def test_bins_follow_the_planted_years(planted: Dataset) -> None:
+    from atlas.training.datamodule import AtlasDataModule
+
+    data = AtlasDataModule(planted, config.load("smoke"))
+    assert len(data.year_edges) == 9
+    batch = next(iter(data.val_dataloader()))
+    assert set(batch.year_bin_B.tolist()) <= set(range(10))
+    observed = batch.observed_BM[:, planted.fields.slices["year"]]
+    assert observed.all()
