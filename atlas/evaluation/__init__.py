@@ -1,0 +1,1 @@
+"""Evaluation: a model beside linear baselines on the same held-out studies."""

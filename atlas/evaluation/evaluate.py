@@ -1,0 +1,367 @@
+"""A run on held-out studies, beside the baselines -> test_results.json.
+
+Three questions, each on studies that training never saw:
+  map       the whole study given: does the decoded map look like its map (maximum 1)?
+  unseen    only the metadata given (not the number of peaks, which is counted from them): where
+            are the peaks, in bits a peak above the uniform map?
+  half      one half of the peaks given: where is the other half?
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from atlas import __version__, metrics, model_file, objectives, progress, space
+from atlas.contracts import Batch
+from atlas.data import dataset as dataset_module
+from atlas.data.batches import EpochSampler, StudyBatches, View, loader
+from atlas.data.dataset import Dataset
+from atlas.data.density import mean_density
+from atlas.errors import AtlasError
+from atlas.files import write_text
+from atlas.models.cvae import CVAE
+
+from .baselines import PCA, MeanMap, Ridge
+
+UNIFORM = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5)  # mass mixed into a density, chosen on validation
+MEAN_FWHM_MM = (8.0, 10.0, 12.0, 16.0)
+ALPHAS = (0.1, 0.3, 1.0, 3.0)
+SAMPLES = 64  # codes of the prior averaged over; the posterior is narrower and takes an eighth
+BATCH = 32
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """One split as arrays: S studies over the V cells of the mask."""
+
+    ids: tuple[str, ...]
+    maps: np.ndarray  # of all peaks, maximum 1
+    half_maps: np.ndarray  # of the given half
+    counts: np.ndarray  # of all peaks
+    half_counts: np.ndarray  # of the half to predict
+    metadata: np.ndarray
+    observed: np.ndarray
+    whole: list[Batch]
+    half: list[Batch]
+
+
+def evaluate(
+    run: Path, dataset: Dataset | None = None, split: str = "test", samples: int = SAMPLES
+) -> dict[str, Any]:
+    """Score a run and write RUN/test_results.json.
+
+    Parameters
+    ----------
+    run : Path
+        A finished run folder.
+    dataset : Dataset, optional
+        The dataset it was trained on; by default found beside or through the run.
+    split : str
+        "test", or "val" while developing, which is written to val_results.json.
+    samples : int
+        Codes of the prior that the density of an unseen study averages over.
+
+    Returns
+    -------
+    dict
+        What test_results.json holds: each measure as [mean, low, high] over studies with a 95 %
+        bootstrap interval, by method.
+
+    Raises
+    ------
+    AtlasError
+        The run has no model, or the dataset is missing or another one.
+    """
+    model, card = model_file.read(run)
+    dataset = dataset or find_dataset(run)
+    if dataset.fingerprint != card.dataset:
+        raise AtlasError(
+            f"{run}: was trained on another dataset than {dataset.path}; its splits would not hold"
+        )
+    parts = {name: load_split(dataset, name, card) for name in {"train", "val", split}}
+    densities = mean_densities(dataset, card.data.resolution)
+    measures = score(model, card, parts["train"], parts["val"], parts[split], densities, samples)
+    results = {
+        "atlas": __version__,
+        "run": run.resolve().name,
+        "dataset": dataset.fingerprint,
+        "source": dataset.info["source"]["name"],
+        "split": split,
+        "studies": len(parts[split].ids),
+        **measures,
+        "year": year_accuracy(model, card, parts[split]),
+    }
+    results["below"] = below_baselines(results["methods"])
+    write_text(run / f"{split}_results.json", json.dumps(results, indent=1))
+    return results
+
+
+def find_dataset(run: Path) -> Dataset:
+    """Return the dataset of a run: RUN/dataset, else the folder named in environment.json."""
+    if (run / "dataset").is_dir():
+        return dataset_module.read(run / "dataset")
+    try:
+        path = json.loads((run / "environment.json").read_text())["dataset"]["path"]
+    except (OSError, KeyError, TypeError, ValueError):
+        raise AtlasError(f"{run}: does not say which dataset it used; give --data") from None
+    return dataset_module.read(path)
+
+
+def load_split(dataset: Dataset, split: str, card: model_file.Card) -> Split:
+    """Read a split into arrays, at the model's resolution and first kernel width."""
+    mask = torch.from_numpy(space.load(card.data.resolution).mask.copy())
+    edges = np.array(card.year_edges)
+
+    def batches(view: View) -> list[Batch]:
+        source = StudyBatches(dataset, card.data, edges, view=view, seed=card.seed)
+        return list(loader(source, EpochSampler(dataset.rows(split), BATCH, shuffle=False)))
+
+    whole, half = batches("whole"), batches("half")
+    return Split(
+        ids=tuple(i for b in whole for i in b.ids),
+        maps=metrics.scale_to_max(_stack([b.volume_B1XYZ[:, 0, mask] for b in whole])),
+        half_maps=metrics.scale_to_max(_stack([b.volume_B1XYZ[:, 0, mask] for b in half])),
+        counts=_stack([b.counts_BV for b in whole]),
+        half_counts=_stack([b.counts_BV for b in half]),
+        metadata=_stack([b.metadata_BM for b in whole]),
+        observed=_stack([b.observed_BM for b in whole]),
+        whole=whole,
+        half=half,
+    )
+
+
+def _stack(parts: list[torch.Tensor]) -> np.ndarray:
+    return torch.cat(parts).numpy()
+
+
+# ---------------------------------------------------------------------- the model's predictions
+
+
+@torch.inference_mode()
+def reconstruct(model: CVAE, batches: list[Batch]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return decoded densities (S, V), posterior means (S, D) and KL by direction (S, D)."""
+    outputs = [model(batch, batch.observed_BM) for batch in batches]
+    return (
+        _stack([o.decoded.log_density_BV.exp() for o in outputs]),
+        _stack([o.mean_BD for o in outputs]),
+        _stack([objectives.kl_nats(o.mean_BD, o.log_variance_BD) for o in outputs]),
+    )
+
+
+def mean_densities(dataset: Dataset, resolution: int) -> np.ndarray:
+    """Kernel densities of the training studies' peaks at several widths, (widths, V)."""
+    rows = dataset.rows("train")
+    stacked = [mean_density(dataset, rows, resolution, width) for width in MEAN_FWHM_MM]
+    return np.stack([0.999 * d + 0.001 / len(d) for d in stacked])  # no cell is impossible
+
+
+def unseen_density(
+    model: CVAE, batches: list[Batch], shown: np.ndarray, samples: int
+) -> np.ndarray:
+    """Density of a study of which only the metadata in `shown`, (M,), are known, (S, V).
+
+    A model whose code was dropped in training says it at z = 0; others average over the prior.
+    """
+    mask = torch.from_numpy(shown)
+    batches = [batch._replace(observed_BM=batch.observed_BM * mask) for batch in batches]
+    if model.code_dropout:
+        return predictive(model, batches, 1, lambda mean, _: (0 * mean, 0 * mean))
+    return predictive(model, batches, samples, lambda mean, _: (0 * mean, 1 + 0 * mean))
+
+
+def half_density(model: CVAE, batches: list[Batch], samples: int) -> np.ndarray:
+    """Density of a study of which a half is known, averaged over the posterior, (S, V)."""
+    return predictive(model, batches, samples, lambda mean, sd: (mean, sd))
+
+
+@torch.inference_mode()
+def predictive(
+    model: CVAE,
+    batches: list[Batch],
+    samples: int,
+    law: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
+) -> np.ndarray:
+    """Average decoded densities over codes, (S, V); seeded.
+
+    Parameters
+    ----------
+    law : callable
+        Mean and sd of the codes to draw, from mean and sd of the posterior.
+    """
+    generator = torch.Generator().manual_seed(0)
+    out = []
+    with progress.track("predicting held-out studies", len(batches) * samples) as ticker:
+        for batch in batches:
+            m_BM, kept_BM = batch.metadata_BM, batch.observed_BM
+            mean_BD, log_variance_BD = model.encode(batch.volume_B1XYZ, m_BM, kept_BM)
+            mean_BD, sd_BD = law(mean_BD, torch.exp(0.5 * log_variance_BD))
+            density_BV = torch.zeros_like(batch.counts_BV)
+            for _ in range(samples):
+                z_BD = mean_BD + sd_BD * torch.randn(mean_BD.shape, generator=generator)
+                imputed_BM, _ = model.impute(z_BD, m_BM, kept_BM)
+                filled_BM = torch.where(kept_BM > 0, m_BM, imputed_BM)
+                density_BV += model.decode(z_BD, filled_BM).log_density_BV.exp() / samples
+                ticker.advance()
+            out.append(density_BV)
+    return _stack(out)
+
+
+# ---------------------------------------------------------------------- scores
+
+
+def score(
+    model: CVAE,
+    card: model_file.Card,
+    train: Split,
+    val: Split,
+    test: Split,
+    densities: np.ndarray,
+    samples: int,
+) -> dict[str, Any]:
+    """Score the model and the baselines on one split."""
+    resolution, latent = card.data.resolution, card.model.latent
+    density, means, kl = reconstruct(model, test.whole)
+    pca = PCA(train.maps, latent)
+    ridge = _choose_ridge(train, val)
+    mean = MeanMap(train.maps)
+    # A density has no scale of its own: one factor for all studies, from validation.
+    val_density = reconstruct(model, val.whole)[0]
+    factor = (val_density * val.maps).sum() / np.square(val_density).sum()
+    maps = {
+        "atlas": factor * density,
+        "mean map": mean.predict(len(test.ids)),
+        f"PCA-{latent}": pca.reconstruct(test.maps),
+        "ridge": ridge.predict(test.metadata, test.observed),
+    }
+
+    # For likelihoods the mean map is the kernel density of all training peaks, its width chosen.
+    on_val = [metrics.bits_per_peak(np.tile(d, (len(val.ids), 1)), val.counts) for d in densities]
+    base = densities[int(np.argmax([bits.mean() for bits in on_val]))]
+    table = card.table()
+    count_hidden = np.ones(table.width, np.float32)
+    count_hidden[table.slices["n_peaks"]] = 0
+
+    def unseen(s: Split) -> dict[str, np.ndarray]:
+        known = s.observed * count_hidden
+        return {
+            "atlas": unseen_density(model, s.whole, count_hidden, samples),
+            "mean map": np.tile(base, (len(s.ids), 1)),
+            "ridge": ridge.predict(s.metadata, known),
+        }
+
+    def half(s: Split) -> dict[str, np.ndarray]:
+        return {
+            "atlas": half_density(model, s.half, max(1, samples // 8)),
+            "mean map": np.tile(base, (len(s.ids), 1)),
+            f"PCA-{latent}": pca.reconstruct(s.half_maps),
+            "ridge": ridge.predict(s.metadata, s.observed),
+        }
+
+    bits_unseen = _bits(unseen(val), val.counts, unseen(test), test.counts)
+    bits_half = _bits(half(val), val.half_counts, half(test), test.half_counts)
+    methods = {
+        name: {
+            **_map_scores(predicted, test.maps, resolution),
+            **({"bits_unseen": bits_unseen[name]} if name in bits_unseen else {}),
+            "bits_half": bits_half[name],
+        }
+        for name, predicted in maps.items()
+    }
+    return {
+        "methods": methods,
+        "latent": {
+            "size": latent,
+            "active_units": metrics.active_units(means),
+            "kl_nats": round(float(kl.sum(1).mean()), 3),
+            "kl_by_direction": np.round(kl.mean(0), 4).tolist(),
+            "mean_pairwise_correlation": round(metrics.mean_pairwise_correlation(density), 4),
+        },
+    }
+
+
+def _choose_ridge(train: Split, val: Split) -> Ridge:
+    """Fit at each strength; keep the one whose maps err least on the validation studies."""
+    fits = [Ridge(train.metadata, train.observed, train.maps, alpha) for alpha in ALPHAS]
+    errors = [metrics.mse(f.predict(val.metadata, val.observed), val.maps).mean() for f in fits]
+    return fits[int(np.argmin(errors))]
+
+
+def _bits(
+    val: dict[str, np.ndarray],
+    val_counts: np.ndarray,
+    test: dict[str, np.ndarray],
+    test_counts: np.ndarray,
+) -> dict[str, list[float]]:
+    """Bits a peak of each method, its uniform mass chosen on validation."""
+    out = {}
+    for name, predicted in val.items():
+        on_val = [
+            np.nanmean(metrics.bits_per_peak(metrics.normalise(predicted, u), val_counts))
+            for u in UNIFORM
+        ]
+        best = UNIFORM[int(np.argmax(on_val))]
+        out[name] = _interval(
+            metrics.bits_per_peak(metrics.normalise(test[name], best), test_counts)
+        )
+    return out
+
+
+def _map_scores(predicted: np.ndarray, target: np.ndarray, resolution: int) -> dict[str, Any]:
+    here = space.load(resolution)
+    error = metrics.mse(predicted, target)
+    volumes = here.volume(np.ascontiguousarray(predicted)), here.volume(target)
+    return {
+        "r": _interval(metrics.pearson(predicted, target)),
+        "ssim": _interval(metrics.ssim(*volumes, here.mask)),
+        "mse": _interval(error),
+        "rmse": _interval(np.sqrt(error)),
+        "psnr": _interval(metrics.psnr(error)),
+    }
+
+
+def _interval(values: np.ndarray) -> list[float]:
+    return [round(number, 5) for number in metrics.bootstrap(values)]
+
+
+@torch.inference_mode()
+def year_accuracy(model: CVAE, card: model_file.Card, split: Split) -> dict[str, Any] | None:
+    """Balanced accuracy of the trained year head with its chance; None where no year is known.
+
+    The encoder is not shown the year.
+    """
+    true = torch.cat([batch.year_bin_B for batch in split.whole]).numpy()
+    if not (true >= 0).any():
+        return None
+    table = card.table()
+    shown_M = torch.ones(table.width)
+    shown_M[table.slices["year"]] = 0
+    codes = [
+        model.encode(b.volume_B1XYZ, b.metadata_BM, b.observed_BM * shown_M)[0] for b in split.whole
+    ]
+    predicted = model.year(torch.cat(codes)).argmax(1).numpy()
+    known = true >= 0
+    return {
+        "balanced_accuracy": round(metrics.balanced_accuracy(predicted[known], true[known]), 4),
+        "chance": round(1 / len(np.unique(true[known])), 4),
+    }
+
+
+LOWER_IS_BETTER = ("mse", "rmse")
+
+
+def below_baselines(methods: dict[str, dict[str, list[float]]]) -> dict[str, list[str]]:
+    """Name, for each baseline, the measures in which its mean beats the model's."""
+    out: dict[str, list[str]] = {}
+    for name, scores in methods.items():
+        for measure, values in scores.items():
+            ours, theirs = methods["atlas"][measure][0], values[0]
+            if ours > theirs if measure in LOWER_IS_BETTER else ours < theirs:
+                out.setdefault(name, []).append(measure)
+    return out

@@ -1,0 +1,64 @@
+"""The results as a table for people."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+COLUMNS = {
+    "r": "r",
+    "ssim": "SSIM",
+    "mse": "MSE",
+    "rmse": "RMSE",
+    "psnr": "PSNR dB",
+    "bits_unseen": "bits, unseen",
+    "bits_half": "bits, half given",
+}
+MEANING = (
+    "bits: information above the uniform map at a held-out peak; unseen: from the metadata alone; "
+    "half given: the other half of the study's peaks"
+)
+
+
+def print_table(results: dict[str, Any], console: Console | None = None) -> None:
+    """Print every method's measures, the latent space, the year, and where the model loses."""
+    console = console or Console(highlight=False, soft_wrap=True)
+    table = Table(title=f"{results['studies']} {results['split']} studies of {results['source']}")
+    table.add_column("")
+    for title in COLUMNS.values():
+        table.add_column(title, justify="right")
+    for method, scores in results["methods"].items():
+        table.add_row(method, *(_cell(scores.get(name)) for name in COLUMNS))
+    # As wide as it needs to be: a table folded to a narrow log is unreadable.
+    Console(file=console.file, width=max(console.width, 100), highlight=False).print(table)
+    console.print(MEANING)
+    for line in summary(results):
+        console.print(line)
+
+
+def summary(results: dict[str, Any]) -> list[str]:
+    """Say in plain lines what the table does not: code, year, where a baseline is better."""
+    latent, year = results["latent"], results["year"]
+    lines = [
+        f"code: {latent['active_units']} of {latent['size']} directions active, "
+        f"{latent['kl_nats']:.1f} nats; decoded maps correlate at "
+        f"{latent['mean_pairwise_correlation']:.2f} between studies",
+        "year adversary: no year in this data set"
+        if year is None
+        else f"year adversary: balanced accuracy {year['balanced_accuracy']:.3f}, "
+        f"chance {year['chance']:.3f}",
+    ]
+    for baseline, measures in results["below"].items():
+        lines.append(f"below {baseline} in: {', '.join(COLUMNS[m] for m in measures)}")
+    if not results["below"]:
+        lines.append("below no baseline in any measure")
+    return lines
+
+
+def _cell(interval: list[float] | None) -> str:
+    if interval is None:
+        return "-"
+    digits = 1 if interval[0] > 10 else 3 if abs(interval[0]) > 0.02 else 4
+    return f"{interval[0]:.{digits}f}"
