@@ -1,0 +1,5 @@
+"""``python -m atlas.cli``."""
+
+from . import main
+
+main()

@@ -1,0 +1,40 @@
+"""atlas evaluate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ._options import json_option, print_json, run_argument
+
+
+@click.command()
+@run_argument
+@click.option("--data", type=click.Path(path_type=Path), help="Dataset, if not the run's own.")
+@click.option("--split", type=click.Choice(["val", "test"]), default="test", show_default=True)
+@click.option(
+    "--samples",
+    type=click.IntRange(1),
+    default=64,
+    show_default=True,
+    help="Codes of the prior that an unseen study's density averages over.",
+)
+@click.option("--report/--no-report", default=True, help="Also write RUN/report/.")
+@json_option
+def evaluate(
+    run: Path, data: Path | None, split: str, samples: int, report: bool, as_json: bool
+) -> None:
+    """Score RUN on held-out studies, beside mean map, PCA and ridge on the metadata."""
+    from atlas.data.dataset import read
+    from atlas.evaluation import report as pages
+    from atlas.evaluation.evaluate import evaluate as score
+    from atlas.evaluation.table import print_table
+
+    results = score(run, read(data) if data else None, split, samples)
+    if report:
+        pages.write(run, results)
+    if as_json:
+        print_json(results)
+    else:
+        print_table(results)
