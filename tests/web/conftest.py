@@ -1,0 +1,58 @@
+"""A model behind the viewer, in three ways: the object, its application, a server in a thread."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import uvicorn
+from fastapi import FastAPI
+
+from atlas.inference import Atlas
+from atlas.web.app import create_app
+
+with warnings.catch_warnings():  # starlette would rather have httpx2, which is no dependency here
+    warnings.simplefilter("ignore")
+    from fastapi.testclient import TestClient
+
+
+@pytest.fixture(scope="session")
+def served_run(tiny_run: Path) -> Path:
+    return tiny_run
+
+
+@pytest.fixture(scope="session")
+def served_atlas(served_run: Path) -> Atlas:
+    return Atlas.load(served_run)
+
+
+@pytest.fixture(scope="session")
+def client_of() -> Callable[[FastAPI], TestClient]:
+    return lambda app: TestClient(app, base_url="http://127.0.0.1:8000")
+
+
+@pytest.fixture(scope="session")
+def client(client_of: Callable[[FastAPI], TestClient], served_atlas: Atlas) -> TestClient:
+    return client_of(create_app(served_atlas))
+
+
+@pytest.fixture(scope="session")
+def server(served_atlas: Atlas) -> Iterator[str]:
+    """Address of a real server on a free port."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(create_app(served_atlas), log_level="error", lifespan="off", ws="none")
+    uvicorn_server = uvicorn.Server(config)
+    thread = threading.Thread(target=uvicorn_server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    while not uvicorn_server.started:
+        assert thread.is_alive()
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    uvicorn_server.should_exit = True
+    thread.join(timeout=10)
+    listener.close()

@@ -1,0 +1,112 @@
+"""`atlas serve`: what it refuses in one line, and one real start."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+
+import pytest
+from click.testing import CliRunner
+
+from atlas.cli.serve import serve
+from atlas.errors import AtlasError, OptionError
+from atlas.web import app
+from tests.support import one_line_error, run_atlas
+
+
+def failure(*arguments):
+    result = CliRunner().invoke(serve, [str(a) for a in arguments])
+    assert isinstance(result.exception, AtlasError), result.output
+    assert "\n" not in str(result.exception)
+    return result.exception
+
+
+def test_without_a_run():
+    error = failure()
+    assert isinstance(error, OptionError)  # exit code 2
+    assert "no released model exists yet" in str(error)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.2", "example.org", "::"])
+def test_only_this_machine(served_run, host):
+    error = failure(served_run, "--host", host)
+    assert isinstance(error, OptionError)
+    assert f"--host {host}" in str(error)
+
+
+@pytest.mark.parametrize("port", ["-1", "65536", "http"])
+def test_a_port_that_is_none(served_run, port):
+    result = CliRunner().invoke(serve, [str(served_run), "--port", port])
+    assert result.exit_code == 2
+
+
+def test_port_in_use_shows_before_the_model_is_loaded(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        error = failure(tmp_path / "no-such-run", "--port", port)
+    assert f"port {port} cannot be used" in str(error)
+    assert "--port" in str(error)
+
+
+def test_a_run_that_is_not_there_frees_the_port(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    assert "no-such-run" in str(failure(tmp_path / "no-such-run", "--port", port))
+    socket.create_server(("127.0.0.1", port)).close()
+
+
+def test_page_not_built(served_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(app, "STATIC", tmp_path)
+    assert "make frontend" in str(failure(served_run))
+
+
+@pytest.mark.parametrize("module", ["fastapi", "uvicorn"])
+def test_extra_not_installed(served_run, monkeypatch, module):
+    monkeypatch.setitem(sys.modules, module, None)
+    assert "pip install 'generative-brain-atlas[web]'" in str(failure(served_run))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "line"),
+    [
+        ([], 2, "no released model exists yet"),
+        (["no-such-run", "--host", "0.0.0.0"], 2, "only this machine"),
+        (["no-such-run", "--port", "0"], 1, "no-such-run"),
+    ],
+)
+def test_exit_codes(arguments, code, line):
+    done = run_atlas("serve", *arguments)
+    assert line in one_line_error(done, code)
+    assert done.stdout == ""
+
+
+def test_importing_the_command_is_cheap():
+    code = "import sys, atlas.cli.serve; print({'torch', 'fastapi', 'uvicorn'} & set(sys.modules))"
+    output = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert output.stdout.strip() == "set()"
+
+
+def test_it_serves_and_stops(served_run):
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-m", "atlas.cli", "serve", str(served_run), "--port", "0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ,
+    )
+    try:
+        line = process.stdout.readline()
+        address = next(word for word in line.split() if word.startswith("http://127.0.0.1:"))
+        with urllib.request.urlopen(f"{address}/api/model", timeout=30) as response:
+            assert response.status == 200
+    finally:
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (0, "")
+    assert output.strip() == "stopped"

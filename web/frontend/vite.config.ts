@@ -1,0 +1,18 @@
+import { defineConfig } from "vite";
+
+export default defineConfig({
+  base: "./",
+  // NiiVue reads zarr too; its WebAssembly decompressors (1.4 MB) have no use here.
+  resolve: { alias: [{ find: /^numcodecs\/.*/, replacement: "/src/no-codec.ts" }] },
+  build: {
+    outDir: "../static",
+    emptyOutDir: true,
+    target: "es2022",
+    assetsInlineLimit: 0, // every asset its own file: the page allows no inline source
+    modulePreload: { polyfill: false },
+    chunkSizeWarningLimit: 3000, // NiiVue
+    license: { fileName: "third-party-licenses.md" },
+  },
+  // `npm run dev` beside `atlas serve RUN`
+  server: { proxy: { "/api": { target: "http://127.0.0.1:8000", changeOrigin: true } } },
+});
