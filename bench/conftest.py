@@ -1,0 +1,133 @@
+"""What the benchmarks share: the data, a model, how a ratio is measured, the table at the end.
+
+Seconds say more about a machine than about this code, so every benchmark records ratios: the median
+time of ours divided by that of something else, larger is worse. A round of ours alternates with one
+of each of the others, so that a machine that slows down for a while slows both sides.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line; before torch is loaded
+
+import platform
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from pytest_benchmark.logger import PytestBenchmarkWarning
+
+from atlas import config
+from atlas.data.dataset import Dataset
+from atlas.data.prepare import prepare
+from atlas.inference import Atlas
+from atlas.training.run import train
+
+Call = Callable[[], Any]
+SECONDS, ROUNDS = 3.0, (7, 3000)  # aim of one benchmark; fewest and most rounds
+ROWS = pytest.StashKey[list[tuple[str, ...]]]()
+
+
+@pytest.fixture(scope="session")
+def bundled(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """Prepare the bundled studyset once."""
+    return prepare("bundled", tmp_path_factory.mktemp("data") / "bundled")
+
+
+@pytest.fixture(scope="session")
+def atlas(bundled: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Atlas:
+    """Load the network that `atlas quickstart` trains; one epoch is as fast as twelve."""
+    resolved = config.load("quickstart", ["train.epochs=1"])
+    return Atlas.load(train(resolved, bundled, tmp_path_factory.mktemp("runs") / "model"))
+
+
+@pytest.fixture
+def measure(benchmark: Any, request: pytest.FixtureRequest) -> Callable[..., float]:
+    """Return a function that times `ours` beside named others and returns our median in seconds."""
+
+    def measure(ours: Call, **others: Call) -> float:
+        # The first calls warm up, the second ones say how many rounds there is time for.
+        calls = [ours, *others.values()]
+        once = [sum(_seconds(call) for call in calls) for _ in range(2)][1]
+        rounds = min(max(int(SECONDS / once), ROUNDS[0]), ROUNDS[1])
+        times: dict[str, list[float]] = {name: [] for name in others}
+
+        def time_others() -> None:
+            for name, other in others.items():
+                times[name].append(_seconds(other))
+
+        benchmark.pedantic(ours, setup=time_others, rounds=rounds)
+        if benchmark.disabled:  # --benchmark-disable: run once, check, measure nothing
+            return once
+        median: float = benchmark.stats["median"]
+        ratios = {name: median / statistics.median(taken) for name, taken in times.items()}
+        benchmark.extra_info["ratio"] = {name: float(f"{r:.3g}") for name, r in ratios.items()}
+        listed = [f"{ratio:.3g} x {name}" for name, ratio in ratios.items()]
+        request.config.stash[ROWS].append((benchmark.name, _readable(median), ", ".join(listed)))
+        return median
+
+    return measure
+
+
+def _seconds(call: Call) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def _readable(seconds: float) -> str:
+    scale, unit = next((s, u) for s, u in ((1, "s"), (1e3, "ms"), (1e6, "us")) if seconds * s >= 1)
+    return f"{seconds * scale:.3g} {unit}"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[ROWS] = []
+    config.option.benchmark_quiet = True  # one table is enough: the one below
+    # That a failed benchmark measured nothing is no error of its own, which would hide the cause:
+    # neither in the tests (first line) nor at the session's end (second).
+    config.addinivalue_line(
+        "filterwarnings", "ignore::pytest_benchmark.logger.PytestBenchmarkWarning"
+    )
+    warnings.simplefilter("ignore", PytestBenchmarkWarning)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    rows = terminalreporter.config.stash[ROWS]
+    if not rows:
+        return
+    width = max(len(row[0]) for row in rows)
+    terminalreporter.section("benchmarks: median, and its ratio to others (larger is worse)")
+    for name, median, ratios in rows:
+        terminalreporter.write_line(f"{name:{width}}  {median:>8}  {ratios}")
+
+
+def pytest_benchmark_update_machine_info(config: Any, machine_info: dict[str, Any]) -> None:
+    """Keep what the speed depends on; no names of hosts."""
+    cpu = machine_info["cpu"].get("brand_raw") or platform.machine()
+    machine_info.clear()
+    machine_info.update(
+        cpu=f"{cpu}, {os.cpu_count()} cores",
+        gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        threads=torch.get_num_threads(),
+        python=platform.python_version(),
+        torch=torch.__version__,
+    )
+
+
+def pytest_benchmark_update_json(config: Any, benchmarks: Any, output_json: dict[str, Any]) -> None:
+    """Keep what `bench.compare` and a reader need, a few kilobytes, fit to be committed."""
+    output_json.pop("commit_info")
+    output_json["command"] = " ".join(["python -m pytest", *config.invocation_params.args])
+    output_json["benchmarks"] = [
+        {
+            "name": row["name"],
+            "extra_info": row["extra_info"],
+            "stats": {key: row["stats"][key] for key in ("median", "rounds")},
+        }
+        for row in output_json["benchmarks"]
+    ]
