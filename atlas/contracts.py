@@ -7,7 +7,10 @@ Y year bins.
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from dataclasses import dataclass, field
+from itertools import compress
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -37,6 +40,12 @@ class Study:
         Label of each peak's space: "MNI", "TAL", or whatever else the source says.
     metadata : dict
         Value by field name; None or absent is missing.
+    peak_table : tuple of str
+        The table or contrast that each peak stands in, "" where the source does not say.
+    peak_number : (P,) int64 ndarray
+        Position of each peak in the study as the source reports it, from 1; kept through cleaning.
+    authors, journal, doi : str
+        "" where the source does not say.
     """
 
     id: str
@@ -44,6 +53,67 @@ class Study:
     peaks_mm: np.ndarray
     peak_space: tuple[str, ...]
     metadata: dict[str, Value | None] = field(default_factory=dict)
+    peak_table: tuple[str, ...] = ()
+    peak_number: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    authors: str = ""
+    journal: str = ""
+    doi: str = ""
+
+    def __post_init__(self) -> None:
+        """Fill what a source leaves out."""
+        n = len(self.peaks_mm)
+        if len(self.peak_table) != n:
+            object.__setattr__(self, "peak_table", ("",) * n)
+        if len(self.peak_number) != n:
+            object.__setattr__(self, "peak_number", np.arange(1, n + 1))
+
+    def keep(self, kept: np.ndarray) -> Study:
+        """Return the study with only those of its peaks where `kept`, (P,) bool, is true."""
+        return dataclasses.replace(
+            self,
+            peaks_mm=self.peaks_mm[kept],
+            peak_space=tuple(compress(self.peak_space, kept)),
+            peak_table=tuple(compress(self.peak_table, kept)),
+            peak_number=self.peak_number[kept],
+        )
+
+    def finding(self, rule: str, why: str, k: int | None = None) -> Finding:
+        """Say something of the peak at position `k`, or of the study as a whole."""
+        if k is None:
+            return Finding(rule, self.id, 0, math.nan, math.nan, math.nan, why)
+        x, y, z = self.peaks_mm[k].tolist()
+        return Finding(rule, self.id, int(self.peak_number[k]), x, y, z, why)
+
+
+class Finding(NamedTuple):
+    """What a cleaning rule says of one peak, or of a whole study (peak 0).
+
+    Attributes
+    ----------
+    rule : str
+        Name of the rule.
+    study : str
+        Identifier of the study.
+    peak : int
+        Position in the study as printed, from 1; 0 for the study as a whole.
+    x, y, z : float
+        Coordinates that the rule saw, mm (NaN for a whole study).
+    why : str
+        The reason, for people.
+    """
+
+    rule: str
+    study: str
+    peak: int
+    x: float
+    y: float
+    z: float
+    why: str
+
+    def as_json(self) -> dict[str, object]:
+        """Return plain data; a whole study has no coordinates."""
+        row = self._asdict()
+        return {k: v for k, v in row.items() if v == v} if self.peak == 0 else row
 
 
 class Batch(NamedTuple):

@@ -295,6 +295,13 @@ class FieldTable(Sequence[Field]):
                 observed[self.slices[name]] = 1
         return vector, observed
 
+    def check(self, metadata: Mapping[str, object]) -> None:
+        """Refuse an unknown field and a value outside its range or categories."""
+        for name, value in metadata.items():
+            field = self[name]
+            if value is not None:
+                field.check(value)
+
     def snapshot(self) -> list[dict[str, Any]]:
         """Return the rows as plain data, for model.json."""
         rows = [dataclasses.asdict(field) for field in self._fields]

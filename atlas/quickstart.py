@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from . import config, maps_file, progress
-from .data.prepare import prepare
+from .data.prepare import Settings, prepare
 from .errors import AtlasError
 from .evaluation import report
 from .evaluation.evaluate import evaluate
@@ -39,10 +39,9 @@ def quickstart(
     say = progress.console().print
     resolved = config.load("quickstart", overrides)
     say("1/5  dataset: the studies that NiMARE carries")
-    dataset = prepare("bundled", out / "dataset")
-    funnel = dataset.info["funnel"]
-    kept, printed = funnel["peaks_out"], funnel["peaks_in"]
-    say(f"     {funnel['studies_out']} studies, {kept:,} of {printed:,} peaks")
+    dataset = prepare(Settings(source="bundled"), out / "dataset")
+    printed, kept = dataset.info["funnel"][0], dataset.info["funnel"][-1]
+    say(f"     {kept['studies']} studies, {kept['peaks']:,} of {printed['peaks']:,} peaks")
     say("2/5  training a conditional beta-VAE at 4 mm")
     train(resolved, dataset, out, force=force)
     say("3/5  evaluating it beside the linear baselines")

@@ -1,8 +1,9 @@
-"""atlas data: prepare, cache."""
+"""atlas data: prepare, cache, report, show."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,17 +11,35 @@ from atlas.data.sources import SOURCES
 
 from ._options import dataset_argument, json_option, print_json
 
+if TYPE_CHECKING:
+    from atlas.data.dataset import Dataset
+
+_path = click.Path(path_type=Path)
+
 
 @click.group()
 def data() -> None:
-    """Prepare and cache datasets."""
+    """Prepare, look at and cache datasets."""
 
 
 @data.command()
 @click.option("--source", type=click.Choice(list(SOURCES)), required=True, help="Where from.")
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of the source's files.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Dataset folder.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the split.")
+@click.option("--data-dir", type=_path, help="Folder (nimads: or file) of the source.")
+@click.option("--out", type=_path, required=True, help="Dataset folder.")
+@click.option(
+    "--stage",
+    type=click.Choice(["fetch", "clean", "validate", "split"]),
+    help="Run one stage, reading and writing OUT.stages; by default all four at once.",
+)
+@click.option("--subset", type=click.IntRange(1), metavar="N", help="Draw N studies, stratified.")
+@click.option("--splits", type=_path, help="Inherit a split: splits.json or a CSV of id,split.")
+@click.option(
+    "--join",
+    "join_texts",
+    metavar="FILE:KEY:FIELD",
+    multiple=True,
+    help="Fill a field from a table; FIELD=COLUMN where the column has another name. Repeat.",
+)
 @click.option(
     "--space-policy",
     type=click.Choice(["label", "none"]),
@@ -28,24 +47,67 @@ def data() -> None:
     show_default=True,
     help="Convert peaks labelled Talairach to MNI, or nothing.",
 )
+@click.option(
+    "--duplicates",
+    type=click.Choice(["study", "table", "none"]),
+    default="study",
+    show_default=True,
+    help="Where a peak that repeats an earlier one is removed.",
+)
+@click.option(
+    "--tolerance",
+    "tolerance_mm",
+    type=click.FloatRange(0, 20),
+    default=0.0,
+    show_default=True,
+    metavar="MM",
+    help="How near a repeat lies; 0: equal after rounding to 1 mm.",
+)
+@click.option(
+    "--max-distance",
+    "max_distance_mm",
+    type=click.FloatRange(0),
+    metavar="MM",
+    help="Remove peaks farther than this from the brain mask; by default they stay.",
+)
+@click.option(
+    "--min-peaks",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Drop studies with fewer peaks.",
+)
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of subset and split."
+)
 @json_option
 def prepare(
-    source: str, data_dir: Path | None, out: Path, seed: int, space_policy: str, as_json: bool
+    out: Path, stage: str | None, join_texts: tuple[str, ...], as_json: bool, **options: Any
 ) -> None:
-    """Read a source, clean it, split it, write a dataset folder."""
-    from atlas.data import prepare as stage
+    """Read a source, clean it, validate it, split it, write a dataset folder."""
+    from atlas.data.joins import Join
+    from atlas.data.prepare import Settings, prepare, run_stage
 
-    dataset = stage.prepare(source, out, data_dir, seed, space_policy)  # type: ignore[arg-type]
+    settings = Settings(joins=tuple(map(Join.parse, join_texts)), **options)
+    if stage:
+        click.echo(run_stage(stage, settings, out))
+        return
+    dataset = prepare(settings, out)
     if as_json:
         print_json(dataset.info)
-        return
-    for step, count in dataset.info["funnel"].items():
-        click.echo(f"{count:8,}  {step.replace('_', ' ')}")
+    else:
+        _tell(dataset)
+
+
+def _tell(dataset: Dataset) -> None:
+    for row in dataset.info["funnel"]:
+        changed = f"  ({row['changed']:,})" if row["changed"] else ""
+        click.echo(f"{row['studies']:8,} studies {row['peaks']:9,} peaks  {row['step']}{changed}")
     for name, count in dataset.coverage().items():
         if name != "fwhm":  # known: the kernel's, not the study's
-            click.echo(f"{count:8,}  studies with {name}")
+            click.echo(f"{count:8,} studies with {name}")
     sizes = ", ".join(f"{split} {len(ids)}" for split, ids in dataset.splits.items())
-    click.echo(f"{out}: {sizes}")
+    click.echo(f"{dataset.path}: {sizes}")
 
 
 @data.command()

@@ -14,7 +14,7 @@ import torch
 
 from atlas import config
 from atlas.data.dataset import Dataset
-from atlas.data.prepare import prepare
+from atlas.data.prepare import Settings, prepare
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +30,7 @@ def _poison_empty() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def bundled(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """Prepare the bundled studyset once."""
-    return prepare("bundled", tmp_path_factory.mktemp("data") / "bundled")
+    return prepare(Settings(), tmp_path_factory.mktemp("data") / "bundled")
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The dataset folder: studies.parquet, peaks.parquet, splits.json, dataset.json.
+"""The dataset folder: studies.parquet, peaks.parquet, splits.json, dataset.json, and its logs.
 
 From here on nothing needs NiMARE. The fingerprint, a sha256 over the three data files, is
 checked on every read: an edited or damaged folder is refused.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -18,14 +17,18 @@ from typing import Any
 
 import numpy as np
 
-from atlas.contracts import Study
-from atlas.errors import AtlasError, require
+from atlas.contracts import Finding, Study
+from atlas.errors import AtlasError
+from atlas.files import building
 from atlas.metadata import FieldTable, Value
 
+from . import records
 from .sources import Provenance
 
-FORMAT = 1
-DATA_FILES = ("studies.parquet", "peaks.parquet", "splits.json")
+FORMAT = 2
+DATA_FILES = (records.STUDIES, records.PEAKS, "splits.json")
+REMOVED = "removed.parquet"
+LOGS = ("mismatches.json", "repeats.json", "twins.json")
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,26 +104,39 @@ def write(
     studies: Sequence[Study],
     splits: Mapping[str, list[str]],
     provenance: Provenance,
+    logs: Mapping[str, Any] | None = None,
+    removed: Sequence[Finding] = (),
     **info: Any,
 ) -> Dataset:
     """Write a dataset folder; it appears whole or not at all.
+
+    Parameters
+    ----------
+    path : Path
+    studies, splits, provenance
+        What it holds.
+    logs : mapping, optional
+        Contents of further JSON files, by name: what was noticed and left alone.
+    removed : sequence of Finding
+        Peaks that the cleaning removed, for removed.parquet.
+    info
+        Further entries of dataset.json.
 
     Raises
     ------
     AtlasError
         If `path` exists and is not an older dataset folder.
     """
-    pa, pq = require("pyarrow", "data"), require("pyarrow.parquet", "data")
-    if path.is_dir() and any(path.iterdir()) and not (path / "dataset.json").is_file():
+    foreign = [p.name for p in path.iterdir() if not _ours(p.name)] if path.is_dir() else []
+    if foreign or (path.exists() and not path.is_dir()):
         raise AtlasError(f"{path}: exists and is no dataset folder; choose another --out")
     fields = FieldTable()
-    work = path.with_name(f"{path.name}.part{os.getpid()}")
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    try:
-        pq.write_table(_studies_table(pa, studies, fields), work / "studies.parquet")
-        pq.write_table(_peaks_table(pa, studies), work / "peaks.parquet")
-        (work / "splits.json").write_text(json.dumps(splits, indent=1))
+    with building(path) as work:
+        records.write(work, studies, fields)
+        records.write_findings(work / REMOVED, removed)
+        _dump(work / "splits.json", splits)
+        for name, content in (logs or {}).items():
+            _dump(work / name, content)
         dataset_json = {
             "format": FORMAT,
             "source": asdict(provenance),
@@ -132,10 +148,9 @@ def write(
             },
             "fingerprint": _fingerprint(work),
         }
-        (work / "dataset.json").write_text(json.dumps(dataset_json, indent=1))
-        _replace(work, path)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+        _dump(work / "dataset.json", dataset_json)
+        for cache in path.glob("cache_*"):  # each knows what it was made from
+            os.replace(cache, work / cache.name)
     return read(path)
 
 
@@ -160,64 +175,38 @@ def read(path: Path | str) -> Dataset:
         raise AtlasError(
             f"{path}/dataset.json: damaged; make it again with atlas data prepare"
         ) from None
+    if info.get("format") != FORMAT:
+        raise AtlasError(
+            f"{path}: format {info.get('format')}, this atlas reads {FORMAT}; make it again with "
+            "atlas data prepare"
+        )
     if _fingerprint(path) != stored:
         raise AtlasError(
             f"{path}: its files do not match the fingerprint in dataset.json (edited or damaged); "
             "make it again with atlas data prepare"
         )
-    if info.get("format") != FORMAT:
-        raise AtlasError(f"{path}: format {info.get('format')}; this atlas reads {FORMAT}")
-    pq = require("pyarrow.parquet", "data")
-    studies = pq.read_table(path / "studies.parquet").to_pydict()
-    peaks = pq.read_table(path / "peaks.parquet").to_pydict()
-    ids = tuple(studies["id"])
-    counts = np.array(studies["peaks"], dtype=np.int64)
+    studies = records.read(path, fields)
+    counts = [len(study.peaks_mm) for study in studies]
+    peaks = np.concatenate([study.peaks_mm for study in studies] or [np.zeros((0, 3))])
     return Dataset(
         path=path,
         fields=fields,
-        ids=ids,
-        titles=tuple(studies["title"]),
-        metadata=tuple(_row_metadata(studies, fields, k) for k in range(len(ids))),
-        peaks_mm=np.stack([peaks[axis] for axis in "xyz"], axis=1).astype(np.float32),
-        offsets=np.concatenate([[0], np.cumsum(counts)]),
+        ids=tuple(study.id for study in studies),
+        titles=tuple(study.title for study in studies),
+        metadata=tuple(study.metadata for study in studies),
+        peaks_mm=peaks.astype(np.float32),
+        offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         splits=json.loads((path / "splits.json").read_text()),
         info=info,
     )
 
 
-def _studies_table(pa: Any, studies: Sequence[Study], fields: FieldTable) -> Any:
-    columns: dict[str, Any] = {
-        "id": pa.array([s.id for s in studies], pa.string()),
-        "title": pa.array([s.title for s in studies], pa.string()),
-        "peaks": pa.array([len(s.peaks_mm) for s in studies], pa.int32()),
-    }
-    for field in fields:
-        values = [s.metadata.get(field.name) for s in studies]
-        if field.kind == "category":  # weights in the order of the field's categories
-            rows = [None if v is None else field.encode(v).tolist() for v in values]
-            columns[f"field:{field.name}"] = pa.array(rows, pa.list_(pa.float32()))
-        else:
-            columns[f"field:{field.name}"] = pa.array(values, pa.float64())
-    return pa.table(columns)
+def _ours(name: str) -> bool:
+    return name in (*DATA_FILES, REMOVED, *LOGS, "dataset.json") or name.startswith("cache_")
 
 
-def _peaks_table(pa: Any, studies: Sequence[Study]) -> Any:
-    xyz = np.concatenate([s.peaks_mm for s in studies] or [np.zeros((0, 3))])
-    ids = [s.id for s in studies for _ in range(len(s.peaks_mm))]
-    axes = {axis: pa.array(xyz[:, k], pa.float32()) for k, axis in enumerate("xyz")}
-    return pa.table({"id": pa.array(ids, pa.string()), **axes})
-
-
-def _row_metadata(
-    columns: dict[str, list[Any]], fields: FieldTable, row: int
-) -> dict[str, Value | None]:
-    out: dict[str, Value | None] = {}
-    for field in fields:
-        value = columns[f"field:{field.name}"][row]
-        if value is not None and field.kind == "category":
-            value = {c: w for c, w in zip(field.categories, value) if w > 0}
-        out[field.name] = value
-    return out
+def _dump(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=1))
 
 
 def _fingerprint(path: Path) -> str:
@@ -225,15 +214,3 @@ def _fingerprint(path: Path) -> str:
     for name in DATA_FILES:
         digest.update(hashlib.sha256((path / name).read_bytes()).digest())
     return digest.hexdigest()
-
-
-def _replace(work: Path, path: Path) -> None:
-    """Put the finished folder in place of an older one; the gap is two renames."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-        os.replace(work, path)
-        return
-    old = path.with_name(f"{path.name}.old{os.getpid()}")
-    os.replace(path, old)
-    os.replace(work, path)
-    shutil.rmtree(old)

@@ -11,7 +11,7 @@ import pytest
 
 from atlas.data import dataset as folder
 from atlas.data.dataset import Dataset
-from atlas.data.prepare import prepare
+from atlas.data.prepare import Settings, prepare
 from atlas.errors import AtlasError
 
 
@@ -31,11 +31,11 @@ def test_what_is_written_is_read(bundled: Dataset) -> None:
 
 
 def test_the_same_bytes_twice(bundled: Dataset, tmp_path: Path) -> None:
-    again = prepare("bundled", tmp_path / "again")
+    again = prepare(Settings(), tmp_path / "again")
     assert again.fingerprint == bundled.fingerprint
     for name in (*folder.DATA_FILES, "dataset.json"):
         assert (again.path / name).read_bytes() == (bundled.path / name).read_bytes()
-    other = prepare("bundled", tmp_path / "other", seed=1)
+    other = prepare(Settings(seed=1), tmp_path / "other")
     assert other.splits != bundled.splits
 
 
@@ -61,6 +61,20 @@ def test_a_damaged_description_is_refused(copy: Path) -> None:
             folder.read(copy)
 
 
+def test_a_cache_outlives_the_preparation(copy: Path) -> None:
+    (copy / "cache_4mm").mkdir()
+    (copy / "cache_4mm" / "key.json").write_text("{}")
+    assert prepare(Settings(), copy).path == copy
+    assert (copy / "cache_4mm" / "key.json").is_file()
+
+
+def test_an_older_format_is_refused(copy: Path) -> None:
+    info = json.loads((copy / "dataset.json").read_text())
+    (copy / "dataset.json").write_text(json.dumps({**info, "format": 1}))
+    with pytest.raises(AtlasError, match="format 1, this atlas reads 2; make it again"):
+        folder.read(copy)
+
+
 def test_an_unknown_study_is_one_line(bundled: Dataset) -> None:
     with pytest.raises(AtlasError, match="has no study 'nobody'; for example"):
         bundled.study_row("nobody")
@@ -69,7 +83,7 @@ def test_an_unknown_study_is_one_line(bundled: Dataset) -> None:
 def test_a_foreign_folder_is_never_written_over(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("precious")
     with pytest.raises(AtlasError, match="exists and is no dataset folder"):
-        prepare("bundled", tmp_path)
+        prepare(Settings(), tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
 
 
@@ -79,7 +93,7 @@ def test_a_failure_leaves_nothing_behind(
     def full_disk(*args: object) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(folder, "_peaks_table", full_disk)
+    monkeypatch.setattr(folder.records, "_peaks_table", full_disk)
     with pytest.raises(OSError, match="No space"):
-        prepare("bundled", tmp_path / "out")
+        prepare(Settings(), tmp_path / "out")
     assert not list(tmp_path.iterdir())

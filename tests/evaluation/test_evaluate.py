@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from atlas.data.dataset import Dataset
-from atlas.data.prepare import prepare
+from atlas.data.prepare import Settings, prepare
 from atlas.errors import AtlasError
 from atlas.evaluation import report
 from atlas.evaluation.baselines import PCA, MeanMap, Ridge
@@ -102,7 +102,7 @@ def test_the_example_counterfactual_moves_the_task(tiny_run: Path, bundled: Data
 
 
 def test_another_dataset_is_refused(tiny_run: Path, tmp_path: Path) -> None:
-    other = prepare("bundled", tmp_path / "other", seed=3)
+    other = prepare(Settings(seed=3), tmp_path / "other")
     with pytest.raises(AtlasError, match="was trained on another dataset"):
         evaluate(tiny_run, other)
 

@@ -13,9 +13,10 @@ from atlas.contracts import Study
 
 from ._provenance import Provenance
 from .bundled import read as read_bundled
+from .neurosynth import read as read_neurosynth
 
 Reader = Callable[[Path | None], tuple[list[Study], Provenance]]
 
-SOURCES: dict[str, Reader] = {"bundled": read_bundled}
+SOURCES: dict[str, Reader] = {"bundled": read_bundled, "neurosynth": read_neurosynth}
 
 __all__ = ["SOURCES", "Provenance", "Reader"]
