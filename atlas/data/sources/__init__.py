@@ -14,9 +14,14 @@ from atlas.contracts import Study
 from ._provenance import Provenance
 from .bundled import read as read_bundled
 from .neurosynth import read as read_neurosynth
+from .nimads import read as read_nimads
 
 Reader = Callable[[Path | None], tuple[list[Study], Provenance]]
 
-SOURCES: dict[str, Reader] = {"bundled": read_bundled, "neurosynth": read_neurosynth}
+SOURCES: dict[str, Reader] = {
+    "bundled": read_bundled,
+    "neurosynth": read_neurosynth,
+    "nimads": read_nimads,
+}
 
 __all__ = ["SOURCES", "Provenance", "Reader"]
