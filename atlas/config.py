@@ -43,7 +43,8 @@ class DataConfig(Record):
 
     resolution: Literal[2, 4] = 4  # mm
     fwhm: Annotated[tuple[Width, ...], Field(min_length=1)] = (10.0,)  # mm; drawn per sample
-    cache: Literal["auto", "never", "always"] = "auto"  # auto: on the fly, faster here
+    cache: Literal["auto", "never", "always"] = "auto"  # auto: one that was measured to be faster
+    cache_url: str | None = None  # file://, s3:// or gs://; without it beside the dataset
     keep: Shares = (0.4, 1.0)  # share of a study's peaks the encoder is given
     jitter: Annotated[float, Field(ge=0)] = 2.0  # mm, sd added to the encoder's peaks
     workers: Annotated[int, Field(ge=0)] = 0

@@ -24,7 +24,7 @@ from pytest_benchmark.logger import PytestBenchmarkWarning
 
 from atlas import config
 from atlas.data.dataset import Dataset
-from atlas.data.prepare import prepare
+from atlas.data.prepare import Settings, prepare
 from atlas.inference import Atlas
 from atlas.training.run import train
 
@@ -36,7 +36,7 @@ ROWS = pytest.StashKey[list[tuple[str, ...]]]()
 @pytest.fixture(scope="session")
 def bundled(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """Prepare the bundled studyset once."""
-    return prepare("bundled", tmp_path_factory.mktemp("data") / "bundled")
+    return prepare(Settings(), tmp_path_factory.mktemp("data") / "bundled")
 
 
 @pytest.fixture(scope="session")

@@ -114,11 +114,12 @@ def _tell(dataset: Dataset) -> None:
 @dataset_argument
 @click.option("--resolution", type=click.Choice(["2", "4"]), default="4", show_default=True)
 @click.option("--fwhm", type=float, multiple=True, default=[10.0], help="Kernel widths in mm.")
-def cache(dataset: Path, resolution: str, fwhm: tuple[float, ...]) -> None:
-    """Splat every study once into a TensorStore volume cache beside the dataset."""
+@click.option("--url", help="Elsewhere: file:///FOLDER, s3://BUCKET/FOLDER, gs://BUCKET/FOLDER.")
+def cache(dataset: Path, resolution: str, fwhm: tuple[float, ...], url: str | None) -> None:
+    """Splat every study once into a TensorStore volume cache, by default inside the dataset."""
     from atlas.data import cache as stage
     from atlas.data.dataset import read
 
     if any(not 2 <= width <= 40 for width in fwhm):
         raise click.BadParameter("widths must lie between 2 and 40 mm", param_hint="--fwhm")
-    click.echo(stage.build(read(dataset), int(resolution), fwhm))
+    click.echo(stage.build(read(dataset), int(resolution), fwhm, url))

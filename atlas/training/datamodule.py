@@ -8,8 +8,8 @@ from torch.utils.data import DataLoader
 
 from atlas.config import Config
 from atlas.contracts import Batch
-from atlas.data.batches import EpochSampler, StudyBatches, View, Volumes, loader
-from atlas.data.cache import VolumeCache
+from atlas.data import cache
+from atlas.data.batches import EpochSampler, StudyBatches, View, loader
 from atlas.data.dataset import Dataset
 from atlas.data.years import year_edges
 from atlas.metadata import YEAR_BINS
@@ -33,12 +33,6 @@ class AtlasDataModule(pl.LightningDataModule):
         """One half of each study given, the other scored; the same halves every epoch."""
         return self._loader("val", "half")
 
-    def _volumes(self) -> Volumes | None:
-        data = self.config.data
-        if data.cache != "always":  # auto: splatting was faster than every cache that was measured
-            return None
-        return VolumeCache(self.dataset, data.resolution, data.fwhm)
-
     def _loader(self, split: str, view: View) -> DataLoader[Batch]:
         config = self.config
         batches = StudyBatches(
@@ -47,7 +41,7 @@ class AtlasDataModule(pl.LightningDataModule):
             self.year_edges,
             view=view,
             seed=config.seed,
-            volumes=self._volumes(),
+            volumes=cache.choose(self.dataset, config.data),
         )
         trainer = self.trainer
         sampler = EpochSampler(

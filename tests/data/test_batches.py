@@ -1,10 +1,6 @@
-"""Batches: what is given, what is scored, seeds, and the cache in place of the splatter."""
+"""Batches: what is given, what is scored, seeds."""
 
 from __future__ import annotations
-
-import json
-import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,11 +8,9 @@ import torch
 
 from atlas import space
 from atlas.config import DataConfig
-from atlas.data import cache, dataset
 from atlas.data.batches import EpochSampler, Request, StudyBatches, loader
 from atlas.data.dataset import Dataset
 from atlas.data.density import mean_density
-from atlas.errors import AtlasError
 
 NO_YEARS = np.zeros(0)
 ROWS = (0, 5, 9, 200)
@@ -99,73 +93,3 @@ def test_workers_change_nothing(bundled: Dataset) -> None:
 def test_the_mean_density_sums_to_one(bundled: Dataset) -> None:
     density = mean_density(bundled, bundled.rows("train"), 4, 12)
     assert density.sum() == pytest.approx(1) and density.min() >= 0
-
-
-# ---------------------------------------------------------------------- cache
-
-
-@pytest.fixture(scope="module")
-def cached(bundled: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """A dataset of a hundred studies with its cache, over more than one shard."""
-    path = tmp_path_factory.mktemp("cache") / "data"
-    shutil.copytree(bundled.path, path)
-    data = dataset.read(path)
-    cache.build(data, 4, (10.0, 6.0))
-    return data
-
-
-def test_the_cache_feeds_the_same_batch(cached: Dataset) -> None:
-    volumes = cache.VolumeCache(cached, 4, (10.0, 6.0))
-    fly = batches(cached)[Request(0, ROWS)]
-    read = batches(cached, volumes=volumes)[Request(0, ROWS)]
-    for ours, theirs in zip(fly[:-1], read[:-1]):
-        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
-    assert fly.ids == read.ids
-
-
-def test_zarr_python_reads_the_cache(cached: Dataset) -> None:
-    import zarr
-
-    array = zarr.open_array(cache.folder(cached, 4) / "volumes", mode="r")
-    assert array.shape == (320, 2, 46, 55, 46)
-    ours = cache.VolumeCache(cached, 4, (10.0, 6.0)).volumes([200], np.array([6.0]))
-    assert np.array_equal(array[200, 1].astype(np.float32), ours[0, 0].numpy())
-
-
-def test_a_cache_of_something_else_is_refused(cached: Dataset, bundled: Dataset) -> None:
-    with pytest.raises(AtlasError, match=r"kernel width; rebuild it with atlas data cache .* 12"):
-        cache.VolumeCache(cached, 4, (12.0,))
-    with pytest.raises(AtlasError, match="no cache there; rebuild it with atlas data cache"):
-        cache.VolumeCache(bundled, 4, (10.0,))
-
-
-def test_a_cache_of_an_older_dataset_is_refused(cached: Dataset, tmp_path: Path) -> None:
-    path = shutil.copytree(cached.path, tmp_path / "data")
-    key = json.loads((path / "cache_4mm" / "key.json").read_text())
-    key["dataset"] = "0" * 64
-    (path / "cache_4mm" / "key.json").write_text(json.dumps(key))
-    with pytest.raises(AtlasError, match="made from another dataset"):
-        cache.VolumeCache(dataset.read(path), 4, (10.0, 6.0))
-
-
-def test_a_missing_shard_is_an_error_never_a_volume(cached: Dataset, tmp_path: Path) -> None:
-    path = Path(shutil.copytree(cached.path, tmp_path / "data"))
-    shards = sorted(p for p in (path / "cache_4mm" / "volumes" / "c").rglob("*") if p.is_file())
-    shards[-1].unlink()
-    volumes = cache.VolumeCache(dataset.read(path), 4, (10.0, 6.0))
-    volumes.volumes([0], np.array([10.0]))
-    with pytest.raises(AtlasError, match="a part is missing; rebuild it with .* --resolution 4"):
-        volumes.volumes([0, 319], np.array([10.0, 10.0]))
-
-
-def test_a_damaged_cache_is_an_error_never_a_volume(cached: Dataset, tmp_path: Path) -> None:
-    path = Path(shutil.copytree(cached.path, tmp_path / "data"))
-    shards = sorted(p for p in (path / "cache_4mm" / "volumes").rglob("*") if p.is_file())
-    shard = max(shards, key=lambda p: p.stat().st_size)
-    content = bytearray(shard.read_bytes())
-    content[len(content) // 2] ^= 0xFF
-    shard.write_bytes(bytes(content))
-    volumes = cache.VolumeCache(dataset.read(path), 4, (10.0, 6.0))
-    with pytest.raises(AtlasError, match="damaged; rebuild it"):
-        for row in range(320):
-            volumes.volumes([row, row], np.array([10.0, 6.0]))
