@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -48,24 +49,23 @@ def splat_studies(peaks_mm: Sequence[np.ndarray], fwhm: np.ndarray, grid: Grid) 
     ----------
     peaks_mm : sequence of (p, 3) arrays, MNI mm
     fwhm : (B,) array, mm
-        Kernel width of each study.
+        Kernel width of each study; neighbours of one width are splatted together.
     grid : Grid
 
     Returns
     -------
     (B, 1, X, Y, Z) float32 tensor, sum of kernels that are 1 at their centre.
     """
-    out = torch.empty((len(peaks_mm), 1, *grid.shape), dtype=torch.float32)
-    for width in np.unique(fwhm):
-        rows = np.flatnonzero(fwhm == width).tolist()
-        offsets = np.concatenate([[0], np.cumsum([len(peaks_mm[r]) for r in rows])])
-        stacked = np.concatenate([peaks_mm[r] for r in rows]).astype(np.float32)
-        out[rows] = splat(
-            torch.from_numpy(stacked),
-            torch.from_numpy(offsets.astype(np.int64)),
-            grid,
-            float(width),
-        )
+    # NumPy asks for huge pages: touching new memory is most of the time at 2 mm.
+    out = torch.from_numpy(np.empty((len(peaks_mm), 1, *grid.shape), np.float32))
+    start = 0
+    for width, run in groupby(fwhm.tolist()):
+        end = start + len(list(run))
+        here = peaks_mm[start:end]
+        offsets = np.cumsum([0, *map(len, here)], dtype=np.int64)
+        stacked = torch.from_numpy(np.concatenate(here).astype(np.float32))
+        splat(stacked, torch.from_numpy(offsets), grid, width, out=out[start:end])
+        start = end
     return out
 
 
@@ -107,11 +107,16 @@ class StudyBatches(TorchDataset[Batch]):
         seed: int = 0,
         volumes: Volumes | None = None,
     ) -> None:
-        self._dataset, self._config, self._year_bins = dataset, config, year_bins
+        self._dataset, self._config = dataset, config
         self._view, self._seed = view, seed
         self._space = space.load(config.resolution)
         self._volumes = volumes or Splatter(dataset, config.resolution)
         self._cells, _ = self._space.cells(dataset.peaks_mm)
+        encoded = [dataset.fields.encode(metadata) for metadata in dataset.metadata]
+        self._metadata_SM = np.stack([vector for vector, _ in encoded])
+        self._observed_SM = np.stack([observed for _, observed in encoded])
+        years = [metadata.get("year") for metadata in dataset.metadata]
+        self._year_bin_S = np.array([year_bin(year, year_bins) for year in years], np.int64)
 
     def __getitem__(self, request: Request) -> Batch:
         rows, config, view = request.rows, self._config, self._view
@@ -119,6 +124,9 @@ class StudyBatches(TorchDataset[Batch]):
         fwhm = np.full(len(rows), config.fwhm[0])
         if view == "part":
             fwhm = np.array([rng.choice(config.fwhm) for rng in rngs])
+            # Studies of one width together: each width is one splat into its part of the batch.
+            order = np.argsort(fwhm, kind="stable").tolist()
+            rows, rngs, fwhm = tuple(rows[k] for k in order), [rngs[k] for k in order], fwhm[order]
         target = self._volumes.volumes(rows, fwhm)
         if view == "whole":
             return self._assemble(rows, fwhm, target, target, self._counts(rows))
@@ -154,20 +162,18 @@ class StudyBatches(TorchDataset[Batch]):
         target: torch.Tensor,
         counts: np.ndarray,
     ) -> Batch:
-        data = self._dataset
-        encoded = [
-            data.fields.encode({**data.metadata[row], "fwhm": width})
-            for row, width in zip(rows, fwhm)
-        ]
-        years = [data.metadata[row].get("year") for row in rows]
+        chosen, width = list(rows), self._dataset.fields.slices["fwhm"]
+        metadata, observed = self._metadata_SM[chosen], self._observed_SM[chosen]
+        metadata[:, width] = [self._dataset.fields["fwhm"].encode(mm) for mm in fwhm]
+        observed[:, width] = 1
         return Batch(
             volume_B1XYZ=volume,
             target_B1XYZ=target,
             counts_BV=torch.from_numpy(counts),
-            metadata_BM=torch.from_numpy(np.stack([v for v, _ in encoded])),
-            observed_BM=torch.from_numpy(np.stack([o for _, o in encoded])),
-            year_bin_B=torch.tensor([year_bin(year, self._year_bins) for year in years]),
-            ids=tuple(data.ids[row] for row in rows),
+            metadata_BM=torch.from_numpy(metadata),
+            observed_BM=torch.from_numpy(observed),
+            year_bin_B=torch.from_numpy(self._year_bin_S[chosen]),
+            ids=tuple(self._dataset.ids[row] for row in rows),
         )
 
 
