@@ -123,3 +123,28 @@ def cache(dataset: Path, resolution: str, fwhm: tuple[float, ...], url: str | No
     if any(not 2 <= width <= 40 for width in fwhm):
         raise click.BadParameter("widths must lie between 2 and 40 mm", param_hint="--fwhm")
     click.echo(stage.build(read(dataset), int(resolution), fwhm, url))
+
+
+@data.command()
+@dataset_argument
+@click.option("--out", type=_path, help="The page; by default DATASET/report.html.")
+def report(dataset: Path, out: Path | None) -> None:
+    """Write one HTML page: funnel, repeats, bounds, coverage, years, peak density, examples."""
+    from atlas.data.dataset import read
+    from atlas.data.report import write
+
+    click.echo(write(read(dataset), out))
+
+
+@data.command()
+@dataset_argument
+@click.argument("study")
+@click.option("--out", type=_path, help="The picture; by default STUDY.png here.")
+def show(dataset: Path, study: str, out: Path | None) -> None:
+    """Draw one study: its peaks, its map, what is known of it."""
+    from atlas.data.dataset import read
+    from atlas.data.show import show as draw
+
+    found = read(dataset)
+    found.study_row(study)
+    click.echo(draw(found, study, out or Path(f"{study}.png")))

@@ -202,7 +202,9 @@ def read(path: Path | str) -> Dataset:
 
 
 def _ours(name: str) -> bool:
-    return name in (*DATA_FILES, REMOVED, *LOGS, "dataset.json") or name.startswith("cache_")
+    return name in (*DATA_FILES, REMOVED, *LOGS, "dataset.json", "report.html") or name.startswith(
+        "cache_"
+    )
 
 
 def _dump(path: Path, content: Any) -> None:
