@@ -6,6 +6,7 @@ the float32 that the model is given.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -156,3 +157,23 @@ def raw(data: Dataset, mm: int) -> Iterator[np.ndarray]:
     for row in range(len(data)):
         volumes = splatter.volumes([row] * len(WIDTHS), np.array(WIDTHS))
         yield volumes[:, 0].half().numpy()
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("neurosynth") / "data"
+
+
+def test_prepare_neurosynth(once: Any, everything: Path) -> None:
+    once("data", "prepare", "--source", "neurosynth", "--data-dir", source(), "--out", everything)
+
+
+def test_cache_neurosynth(once: Any, everything: Path) -> None:
+    if not everything.is_dir():
+        pytest.skip("runs after test_prepare_neurosynth")
+    once("data", "cache", everything, "--fwhm", 6, "--fwhm", 12)
+
+
+def source() -> str:
+    folder = os.environ.get("ATLAS_NEUROSYNTH")
+    return folder or pytest.skip("ATLAS_NEUROSYNTH is not set: the real Neurosynth files")

@@ -30,7 +30,7 @@ def read(path: Path) -> tuple[dict[str, float], dict[str, Any]]:
         ratios = {
             f"{row['name']} / {other}": float(ratio)
             for row in run["benchmarks"]
-            for other, ratio in row["extra_info"]["ratio"].items()
+            for other, ratio in row["extra_info"].get("ratio", {}).items()  # seconds alone: none
         }
     except OSError as error:
         raise UnreadableError(f"{path}: {error.strerror}; make bench measures one") from None

@@ -13,6 +13,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line; befo
 
 import platform
 import statistics
+import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -72,6 +74,35 @@ def measure(benchmark: Any, request: pytest.FixtureRequest) -> Callable[..., flo
         return median
 
     return measure
+
+
+# The peak that rusage tells would be this process's where the child was forked from it.
+_OBSERVED = """
+import atexit, re, sys
+from atlas.cli import main
+status = lambda: re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]
+atexit.register(lambda: print(status(), file=sys.stderr))
+main()
+"""
+
+
+@pytest.fixture
+def once(benchmark: Any, request: pytest.FixtureRequest) -> Callable[..., None]:
+    """Return a function that runs one command of ours and notes its seconds and peak memory."""
+
+    def once(*arguments: object) -> None:
+        def run() -> float:
+            command = [sys.executable, "-c", _OBSERVED, *map(str, arguments)]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            return int(done.stderr.split()[-1]) / 2**20
+
+        peak: float = benchmark.pedantic(run, rounds=1)
+        if not benchmark.disabled:
+            benchmark.extra_info["peak_gb"] = round(peak, 2)
+            seconds = _readable(benchmark.stats["median"])
+            request.config.stash[ROWS].append((benchmark.name, seconds, f"{peak:.2g} GB at most"))
+
+    return once
 
 
 def _seconds(call: Call) -> float:
