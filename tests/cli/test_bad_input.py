@@ -164,4 +164,5 @@ def test_a_study_without_peaks_is_counted(tmp_path: Path) -> None:
     done = run_atlas("data", "prepare", *arguments)
     assert done.returncode == 0, done.stderr
     funnel = json.loads(done.stdout)["funnel"]
-    assert funnel["studies_in"] == 320 and funnel["studies_without_peaks"] == 1
+    assert funnel[0]["studies"] == 320 and funnel[-1]["studies"] == 319
+    assert funnel[-1]["step"] == "studies without peaks dropped" and funnel[-1]["changed"] == 1

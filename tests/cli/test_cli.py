@@ -61,7 +61,8 @@ def test_data_prepare_and_cache(tmp_path: Path) -> None:
     out = tmp_path / "data"
     done = run_atlas("data", "prepare", "--source", "bundled", "--out", out)
     assert done.returncode == 0, done.stderr
-    assert "320  studies out" in done.stdout and "16  peaks out of volume" in done.stdout
+    assert "320 studies     9,203 peaks" in done.stdout
+    assert "peaks out of the volume removed  (16)" in done.stdout
     cached = run_atlas("data", "cache", out, "--fwhm", 6, "--fwhm", 12)
     assert cached.returncode == 0, cached.stderr
     assert Path(cached.stdout.strip()).is_dir()
