@@ -247,7 +247,8 @@ def _features(path: Path) -> np.ndarray:
         shape = weights.shape
         if len(shape) != 2 or shape[1] != N_TOPICS or shape[0] > 10**7:
             raise AtlasError(f"{path}: a matrix of {shape}, expected (studies, {N_TOPICS})")
-        weights.check_format() if hasattr(weights, "check_format") else None
+        if hasattr(weights, "check_format"):  # not every sparse format has one
+            weights.check_format()
         dense = np.asarray(weights.toarray(), dtype=float)
     except AtlasError:
         raise
