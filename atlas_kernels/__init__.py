@@ -7,6 +7,7 @@ Importing this package imports neither: each function loads what it needs when i
 from ._dispatch import implementations
 from ._version import __version__
 from .grid import Grid
+from .group_norm_film import group_norm_film
 from .splat import splat
 
-__all__ = ["Grid", "__version__", "implementations", "splat"]
+__all__ = ["Grid", "__version__", "group_norm_film", "implementations", "splat"]

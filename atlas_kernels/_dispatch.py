@@ -16,7 +16,8 @@ from typing import Any
 
 from . import _extension
 
-OPS = ("splat",)
+OPS = ("splat", "group_norm_film")
+FOR_ARRAYS = ("splat",)  # those that atlas_kernels.numpy has too
 ENVIRONMENT = "ATLAS_KERNELS_BACKEND"
 
 
@@ -116,8 +117,9 @@ def implementations() -> list[dict[str, str | None]]:
     rows: list[dict[str, str | None]] = []
     for op in OPS:
         rows += _torch_rows(op)
-        note = f"atlas_kernels.numpy.{op}, no torch needed"
-        rows.append(_row(op, "numpy", "arrays", note, _extension.why_missing()))
+        if op in FOR_ARRAYS:
+            note = f"atlas_kernels.numpy.{op}, no torch needed"
+            rows.append(_row(op, "numpy", "arrays", note, _extension.why_missing()))
     return rows
 
 

@@ -32,3 +32,58 @@ def splat_backward_cpu(
     grad_fwhm: int,
     threads: int,
 ) -> None: ...
+
+class GroupNormFilm:
+    def __init__(
+        self,
+        *,
+        samples: int,
+        channels: int,
+        voxels: int,
+        groups: int,
+        channels_last: bool,
+        x_row: int,
+        weight: int,
+        bias: int,
+        gamma: int,
+        beta: int,
+        silu: bool,
+        eps: float,
+    ) -> None: ...
+
+def channel_statistics_cpu(
+    problem: GroupNormFilm, x: int, dtype: str, mean: int, m2: int, threads: int
+) -> None: ...
+def group_statistics(
+    problem: GroupNormFilm, channel_mean: int, channel_m2: int, stride: int, mean: int, rstd: int
+) -> None: ...
+def group_norm_film_cpu(
+    problem: GroupNormFilm, x: int, dtype: str, y: int, mean: int, rstd: int, threads: int
+) -> None: ...
+def group_norm_film_apply_cpu(
+    problem: GroupNormFilm,
+    x: int,
+    dtype: str,
+    mean: int,
+    rstd: int,
+    y: int,
+    y_dtype: str,
+    threads: int,
+) -> None: ...
+def group_norm_film_backward_cpu(
+    problem: GroupNormFilm,
+    dy: int,
+    dy_dtype: str,
+    x: int,
+    dtype: str,
+    mean: int,
+    rstd: int,
+    dz: int,
+    dx: int,
+    accumulate: bool,
+    weight: int,
+    bias: int,
+    gamma: int,
+    beta: int,
+    threads: int,
+) -> None: ...

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "common/checks.h"
+#include "group_norm_film/group_norm_film.h"
 #include "splat/splat.h"
 
 namespace py = pybind11;
@@ -39,6 +40,22 @@ void with_volume(Address volume, const std::string& dtype, const Run& run) {
   }
 }
 
+// Calls run(T*) with the element type of an activation.
+template <typename Run>
+void with_activation(Address data, const std::string& dtype, const Run& run) {
+  if (dtype == "bfloat16") return run(pointer<bfloat16>(data));
+  if (dtype == "float16") return run(pointer<float16>(data));
+  with_volume(data, dtype, run);
+}
+
+// The same for a tensor that has the element type of T, or is float beside a shorter T.
+template <typename T, typename Run>
+void with_companion(Address data, bool same, const Run& run) {
+  if (same) return run(pointer<T>(data));
+  if constexpr (sizeof(T) < sizeof(float)) return run(pointer<float>(data));
+  throw std::invalid_argument("a companion of another dtype must be float32 beside a shorter one");
+}
+
 SplatProblem splat_problem(Address peaks, Address offsets, Address fwhm, Address weights,
                            int64_t n_studies, int64_t n_widths, std::array<int64_t, 3> shape,
                            std::array<double, 3> spacing, std::array<double, 3> origin,
@@ -57,6 +74,94 @@ SplatProblem splat_problem(Address peaks, Address offsets, Address fwhm, Address
           mode == "sum" ? SplatMode::sum : SplatMode::max,
           support == "ball" ? SplatSupport::ball : SplatSupport::box,
           truncate};
+}
+
+GroupNormFilm group_norm_film_problem(int64_t samples, int64_t channels, int64_t voxels,
+                                      int64_t groups, bool channels_last, int64_t x_row,
+                                      Address weight, Address bias, Address gamma, Address beta,
+                                      bool silu, double eps) {
+  return {samples, channels, voxels, groups, channels_last, x_row, pointer<const double>(weight),
+          pointer<const double>(bias), pointer<const double>(gamma), pointer<const double>(beta),
+          silu, eps};
+}
+
+void bind_group_norm_film(py::module_& module) {
+  py::class_<GroupNormFilm>(module, "GroupNormFilm")
+      .def(py::init(&group_norm_film_problem), py::kw_only(), py::arg("samples"),
+           py::arg("channels"), py::arg("voxels"), py::arg("groups"), py::arg("channels_last"),
+           py::arg("x_row"), py::arg("weight"), py::arg("bias"), py::arg("gamma"), py::arg("beta"),
+           py::arg("silu"), py::arg("eps"));
+
+  module.def(
+      "channel_statistics_cpu",
+      [](const GroupNormFilm& problem, Address x, const std::string& dtype, Address mean, Address m2,
+         int threads) {
+        with_activation(x, dtype, [&](auto* data) {
+          channel_statistics_cpu(problem, data, pointer<double>(mean), pointer<double>(m2), threads);
+        });
+      },
+      py::arg("problem"), py::arg("x"), py::arg("dtype"), py::arg("mean"), py::arg("m2"),
+      py::arg("threads"), NoGil());
+
+  module.def(
+      "group_statistics",
+      [](const GroupNormFilm& problem, Address channel_mean, Address channel_m2, int64_t stride,
+         Address mean, Address rstd) {
+        group_statistics(problem, pointer<const double>(channel_mean),
+                         pointer<const double>(channel_m2), stride, pointer<double>(mean),
+                         pointer<double>(rstd));
+      },
+      py::arg("problem"), py::arg("channel_mean"), py::arg("channel_m2"), py::arg("stride"),
+      py::arg("mean"), py::arg("rstd"), NoGil());
+
+  module.def(
+      "group_norm_film_cpu",
+      [](const GroupNormFilm& problem, Address x, const std::string& dtype, Address y, Address mean,
+         Address rstd, int threads) {
+        with_activation(x, dtype, [&](auto* data) {
+          using T = std::remove_pointer_t<decltype(data)>;
+          group_norm_film_cpu<T>(problem, data, pointer<T>(y), pointer<double>(mean),
+                                 pointer<double>(rstd), threads);
+        });
+      },
+      py::arg("problem"), py::arg("x"), py::arg("dtype"), py::arg("y"), py::arg("mean"),
+      py::arg("rstd"), py::arg("threads"), NoGil());
+
+  module.def(
+      "group_norm_film_apply_cpu",
+      [](const GroupNormFilm& problem, Address x, const std::string& dtype, Address mean,
+         Address rstd, Address y, const std::string& y_dtype, int threads) {
+        with_activation(x, dtype, [&](auto* data) {
+          using T = std::remove_pointer_t<decltype(data)>;
+          with_companion<T>(y, dtype == y_dtype, [&](auto* out) {
+            group_norm_film_apply_cpu<T>(problem, data, pointer<const double>(mean),
+                                         pointer<const double>(rstd), out, threads);
+          });
+        });
+      },
+      py::arg("problem"), py::arg("x"), py::arg("dtype"), py::arg("mean"), py::arg("rstd"),
+      py::arg("y"), py::arg("y_dtype"), py::arg("threads"), NoGil());
+
+  module.def(
+      "group_norm_film_backward_cpu",
+      [](const GroupNormFilm& problem, Address dy, const std::string& dy_dtype, Address x,
+         const std::string& dtype, Address mean, Address rstd, Address dz, Address dx,
+         bool accumulate, Address weight, Address bias, Address gamma, Address beta, int threads) {
+        const GroupNormFilmGradients gradients{pointer<double>(weight), pointer<double>(bias),
+                                               pointer<double>(gamma), pointer<double>(beta)};
+        with_activation(x, dtype, [&](auto* data) {
+          using T = std::remove_pointer_t<decltype(data)>;
+          with_companion<T>(dy, dtype == dy_dtype, [&](auto* grad) {
+            using S = std::remove_pointer_t<decltype(grad)>;
+            group_norm_film_backward_cpu<T, S>(problem, grad, data, pointer<const double>(mean),
+                                               pointer<const double>(rstd), pointer<S>(dz),
+                                               pointer<T>(dx), accumulate, gradients, threads);
+          });
+        });
+      },
+      py::arg("problem"), py::arg("dy"), py::arg("dy_dtype"), py::arg("x"), py::arg("dtype"),
+      py::arg("mean"), py::arg("rstd"), py::arg("dz"), py::arg("dx"), py::arg("accumulate"),
+      py::arg("weight"), py::arg("bias"), py::arg("gamma"), py::arg("beta"), py::arg("threads"), NoGil());
 }
 
 }  // namespace
@@ -93,4 +198,6 @@ PYBIND11_MODULE(_kernels, module) {
       },
       py::arg("problem"), py::arg("grad_out"), py::arg("dtype"), py::arg("grad_peaks"),
       py::arg("grad_weights"), py::arg("grad_fwhm"), py::arg("threads"), NoGil());
+
+  bind_group_norm_film(module);
 }

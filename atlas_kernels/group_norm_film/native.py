@@ -1,0 +1,120 @@
+"""From tensors to the C++ kernels of group_norm_film, which know addresses only."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from atlas_kernels._extension import kernels
+
+from .op import Problem, layout
+
+if TYPE_CHECKING:
+    from atlas_kernels._kernels import GroupNormFilm
+
+
+def dtype_name(tensor: Tensor) -> str:
+    """Return "bfloat16" for torch.bfloat16."""
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def address(tensor: Tensor | None) -> int:
+    """Return where a tensor's numbers are; 0 for None."""
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+class Parameters:
+    """weight, bias (C) and gamma, beta (N, C) as the kernels take them; holds the memory."""
+
+    def __init__(self, *tensors: Tensor | None) -> None:
+        self.tensors = tuple(
+            None if tensor is None else tensor.detach().to(torch.float64).contiguous()
+            for tensor in tensors
+        )
+
+    def describe(
+        self,
+        samples: int,
+        channels: int,
+        voxels: int,
+        groups: int,
+        *,
+        channels_last: bool,
+        row: int | None = None,
+        activation: str = "silu",
+        eps: float = 1e-5,
+    ) -> GroupNormFilm:
+        """Describe one call; ``row`` numbers lie between two voxels of x in channels last."""
+        weight, bias, gamma, beta = map(address, self.tensors)
+        problem: GroupNormFilm = kernels().GroupNormFilm(
+            samples=samples,
+            channels=channels,
+            voxels=voxels,
+            groups=groups,
+            channels_last=channels_last,
+            x_row=channels if row is None else row,
+            weight=weight,
+            bias=bias,
+            gamma=gamma,
+            beta=beta,
+            silu=activation == "silu",
+            eps=eps,
+        )
+        return problem
+
+
+def forward(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
+    """Return y and the groups' mean and rstd; x is dense in one of the two layouts."""
+    x, held = problem.x, Parameters(*problem.parameters())
+    y = torch.empty_like(x, memory_format=layout(x))
+    mean = x.new_empty((x.shape[0], problem.groups), dtype=torch.float64)
+    rstd = torch.empty_like(mean)
+    kernels().group_norm_film_cpu(
+        _described(problem, held),
+        x.data_ptr(),
+        dtype_name(x),
+        y.data_ptr(),
+        mean.data_ptr(),
+        rstd.data_ptr(),
+        torch.get_num_threads(),
+    )
+    dtype = problem.statistics_dtype()
+    return y, mean.to(dtype), rstd.to(dtype)
+
+
+def backward(grad: Tensor, problem: Problem, mean: Tensor, rstd: Tensor) -> tuple[Tensor, ...]:
+    """Return the gradients of x, weight, bias, gamma and beta; grad has the layout of x."""
+    x, held = problem.x, Parameters(*problem.parameters())
+    dx = torch.empty_like(x, memory_format=layout(x))
+    mean, rstd = (t.to(torch.float64).contiguous() for t in (mean, rstd))
+    grads = tuple(mean.new_empty(0) if t is None else torch.empty_like(t) for t in held.tensors)
+    kernels().group_norm_film_backward_cpu(
+        _described(problem, held),
+        grad.data_ptr(),
+        dtype_name(grad),
+        x.data_ptr(),
+        dtype_name(x),
+        mean.data_ptr(),
+        rstd.data_ptr(),
+        dx.data_ptr(),  # also the room for dL/dz
+        dx.data_ptr(),
+        False,
+        *(0 if t is None else g.data_ptr() for t, g in zip(held.tensors, grads, strict=True)),
+        torch.get_num_threads(),
+    )
+    return (dx, *grads)
+
+
+def _described(problem: Problem, held: Parameters) -> GroupNormFilm:
+    x = problem.x
+    return held.describe(
+        x.shape[0],
+        x.shape[1],
+        x.shape[2:].numel(),
+        problem.groups,
+        channels_last=layout(x) != torch.contiguous_format,
+        activation=problem.activation,
+        eps=problem.eps,
+    )

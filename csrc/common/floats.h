@@ -1,0 +1,124 @@
+// Storage types and arithmetic types: rows of bfloat16 and float16 are read into float, computed on,
+// and rounded once (to nearest, ties to even) on their way back. Also the exponential, which no
+// vectoriser finds in libm. All of it is branch-free, so that loops over it become vectors.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "common/multiversion.h"
+
+namespace atlas_kernels {
+
+struct bfloat16 {
+  uint16_t bits;
+};
+struct float16 {
+  uint16_t bits;
+};
+
+// What a storage type is computed in.
+template <typename T>
+using Compute = std::conditional_t<std::is_same_v<std::remove_const_t<T>, double>, double, float>;
+
+ATLAS_INLINE uint32_t bits_of(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
+ATLAS_INLINE float float_of(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+ATLAS_INLINE float widen(float value) { return value; }
+ATLAS_INLINE double widen(double value) { return value; }
+ATLAS_INLINE float widen(bfloat16 value) { return float_of(static_cast<uint32_t>(value.bits) << 16); }
+
+ATLAS_INLINE float widen(float16 value) {
+  const uint32_t magnitude = value.bits & 0x7fffu, sign = (value.bits & 0x8000u) << 16;
+  // The exponent is re-biased by a multiplication, which also normalises subnormals.
+  const uint32_t finite = bits_of(float_of(magnitude << 13) * 0x1p112f);
+  const uint32_t special = 0x7f800000u | (magnitude << 13);
+  return float_of(sign | (magnitude >= 0x7c00u ? special : finite));
+}
+
+ATLAS_INLINE void narrow(float value, float& out) { out = value; }
+ATLAS_INLINE void narrow(double value, double& out) { out = value; }
+
+// NaN stays NaN but for one whose fraction is nearly all ones, which arithmetic on other NaNs never
+// gives: to look for it would cost as much as the rounding.
+ATLAS_INLINE void narrow(float value, bfloat16& out) {
+  const uint32_t bits = bits_of(value);
+  out.bits = static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
+ATLAS_INLINE void narrow(float value, float16& out) {
+  const uint32_t bits = bits_of(value), sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7fffffffu;
+  const uint32_t normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+  // Adding a half lines the bits of a subnormal up with the end of the float's fraction.
+  const uint32_t subnormal = bits_of(float_of(magnitude) + 0.5f) - 0x3f000000u;
+  const uint32_t special = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
+  uint32_t half = magnitude < 0x38800000u ? subnormal : normal;
+  half = magnitude >= 0x477ff000u ? special : half;
+  out.bits = static_cast<uint16_t>(sign | half);
+}
+
+// 1 / (1 + e^-x) to 2e-7 relative, with |x| cut at 87: no overflow. NaN gives some number.
+// e^-x = 2^t = 2^n 2^r: 2^r by the polynomial of least relative error on [-1/2, 1/2], 2^n by its
+// exponent bits.
+ATLAS_INLINE float sigmoid(float x) {
+  // t is cut as an integer, since a choice between floats is a branch to some compilers: positive
+  // floats order like signed integers, negative ones, by magnitude, like unsigned ones.
+  int32_t up = static_cast<int32_t>(bits_of(x * -1.44269504f));
+  up = up < 0x42fb0000 ? up : 0x42fb0000;  // 125.5
+  uint32_t cut = static_cast<uint32_t>(up);
+  cut = cut < 0xc2fb0000u ? cut : 0xc2fb0000u;
+  const float t = float_of(cut);
+  const float shifted = t + 12582912.0f;  // 1.5 * 2^23: n stands in the low bits
+  const float r = t - (shifted - 12582912.0f);
+  // Pairs of terms first (Estrin): a shorter chain than Horner's.
+  const float r2 = r * r;
+  const float low = 6.9314718e-1f * r + 1.0f, middle = 5.5503286e-2f * r + 2.4022646e-1f;
+  const float high = 1.5345811e-4f * r2 + (1.3399931e-3f * r + 9.6184891e-3f);
+  const float p = (high * r2 + middle) * r2 + low;
+  return 1.0f / (1.0f + float_of(bits_of(p) + (bits_of(shifted) << 23)));
+}
+ATLAS_INLINE double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
+
+// A few numbers side by side, in registers whatever their width: for sums that a loop over plain
+// arrays would keep in memory.
+template <typename C>
+struct LanesOf;
+template <>
+struct LanesOf<float> {
+  typedef float type __attribute__((vector_size(32)));
+};
+template <>
+struct LanesOf<double> {
+  typedef double type __attribute__((vector_size(32)));
+};
+template <typename C>
+using Lanes = typename LanesOf<C>::type;
+template <typename C>
+constexpr int64_t kLanesOf = 32 / sizeof(C);
+
+template <typename T>
+ATLAS_INLINE Lanes<Compute<T>> load(const T* from) {
+  using C = Compute<T>;
+  Lanes<C> to;
+  if constexpr (std::is_same_v<T, C>) {
+    std::memcpy(&to, from, sizeof to);
+  } else {
+    C wide[kLanesOf<C>];
+    for (int64_t i = 0; i < kLanesOf<C>; ++i) wide[i] = widen(from[i]);
+    std::memcpy(&to, wide, sizeof wide);
+  }
+  return to;
+}
+
+}  // namespace atlas_kernels
