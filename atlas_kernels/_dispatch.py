@@ -16,7 +16,7 @@ from typing import Any
 
 from . import _extension
 
-OPS = ("splat", "group_norm_film")
+OPS = ("splat", "group_norm_film", "dense_block")
 FOR_ARRAYS = ("splat",)  # those that atlas_kernels.numpy has too
 ENVIRONMENT = "ATLAS_KERNELS_BACKEND"
 

@@ -87,3 +87,28 @@ def group_norm_film_backward_cpu(
     beta: int,
     threads: int,
 ) -> None: ...
+def conv_weight_gradient_cpu(
+    a: int,
+    a_row: int,
+    g: int,
+    g_row: int,
+    dtype: str,
+    samples: int,
+    shape: tuple[int, ...],
+    in_channels: int,
+    out_channels: int,
+    dilation: int,
+    dw: int,
+    threads: int,
+) -> None: ...
+def copy_channels_cpu(
+    voxels: int,
+    channels: int,
+    source: int,
+    dtype: str,
+    source_row: int,
+    target: int,
+    target_dtype: str,
+    target_row: int,
+    threads: int,
+) -> None: ...

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "common/checks.h"
+#include "dense_block/dense_block.h"
 #include "group_norm_film/group_norm_film.h"
 #include "splat/splat.h"
 
@@ -164,6 +165,50 @@ void bind_group_norm_film(py::module_& module) {
       py::arg("weight"), py::arg("bias"), py::arg("gamma"), py::arg("beta"), py::arg("threads"), NoGil());
 }
 
+void bind_dense_block(py::module_& module) {
+  module.def(
+      "conv_weight_gradient_cpu",
+      [](Address a, int64_t a_row, Address g, int64_t g_row, const std::string& dtype,
+         int64_t samples, std::array<int64_t, 3> shape, int64_t in_channels, int64_t out_channels,
+         int64_t dilation, Address dw, int threads) {
+        const ConvWeightGradient problem{samples,      {shape[0], shape[1], shape[2]}, in_channels,
+                                         out_channels, dilation, a_row, g_row};
+        with_activation(a, dtype, [&](auto* data) {
+          using T = std::remove_pointer_t<decltype(data)>;
+          if constexpr (std::is_same_v<T, double>) {
+            throw std::invalid_argument("conv_weight_gradient: float64 is not supported");
+          } else {
+            conv_weight_gradient_cpu<T>(problem, data, pointer<T>(g), pointer<float>(dw), threads);
+          }
+        });
+      },
+      py::arg("a"), py::arg("a_row"), py::arg("g"), py::arg("g_row"), py::arg("dtype"),
+      py::arg("samples"), py::arg("shape"), py::arg("in_channels"), py::arg("out_channels"),
+      py::arg("dilation"), py::arg("dw"), py::arg("threads"), NoGil());
+
+  module.def(
+      "copy_channels_cpu",
+      [](int64_t voxels, int64_t channels, Address from, const std::string& dtype, int64_t from_row,
+         Address to, const std::string& to_dtype, int64_t to_row, int threads) {
+        with_activation(from, dtype, [&](auto* source) {
+          using T = std::remove_pointer_t<decltype(source)>;
+          with_activation(to, to_dtype, [&](auto* target) {
+            using U = std::remove_pointer_t<decltype(target)>;
+            constexpr bool widens = std::is_same_v<U, float> && sizeof(T) < sizeof(U);
+            constexpr bool narrows = std::is_same_v<T, float> && sizeof(U) < sizeof(T);
+            if constexpr (std::is_same_v<T, U> || widens || narrows) {
+              copy_channels_cpu<T, U>(voxels, channels, source, from_row, target, to_row, threads);
+            } else {
+              throw std::invalid_argument("copy_channels: no copy from " + dtype + " to " + to_dtype);
+            }
+          });
+        });
+      },
+      py::arg("voxels"), py::arg("channels"), py::arg("source"), py::arg("dtype"),
+      py::arg("source_row"), py::arg("target"), py::arg("target_dtype"), py::arg("target_row"),
+      py::arg("threads"), NoGil());
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_kernels, module) {
@@ -200,4 +245,5 @@ PYBIND11_MODULE(_kernels, module) {
       py::arg("grad_weights"), py::arg("grad_fwhm"), py::arg("threads"), NoGil());
 
   bind_group_norm_film(module);
+  bind_dense_block(module);
 }

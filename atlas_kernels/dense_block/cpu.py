@@ -1,0 +1,158 @@
+"""dense_block's primitives on the CPU: the C++ layers, oneDNN's convolutions, and C++ where it is slow.
+
+oneDNN's gradient of a dilated convolution's weight reaches a third of the machine's arithmetic, on
+machines without AVX-512 any convolution's: there ours is 1.2 to 2.6 times faster
+(docs/kernels/dense_block.md).
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+from atlas_kernels._extension import kernels
+from atlas_kernels.group_norm_film.native import Parameters, address, dtype_name
+
+from .buffer import Film
+
+
+@functools.cache
+def scratch_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return float32 for a short dtype that oneDNN has no instructions for here."""
+    native = {
+        torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported,
+        torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported,
+    }
+    return torch.float32 if dtype in native and not native[dtype]() else dtype
+
+
+def prepare(film: Film) -> Film:
+    """Return float64 parameters."""
+    return Parameters(*film).tensors
+
+
+def channel_statistics(x_NVK: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and sum of squared deviations, (N, K)."""
+    n, voxels, k = x_NVK.shape
+    statistics = torch.empty((2, n, k), dtype=torch.float64)
+    mean, m2 = statistics
+    problem = Parameters(None, None, None, None).describe(
+        n, k, voxels, 1, channels_last=True, row=x_NVK.stride(1)
+    )
+    kernels().channel_statistics_cpu(
+        problem,
+        x_NVK.data_ptr(),
+        dtype_name(x_NVK),
+        mean.data_ptr(),
+        m2.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return mean, m2
+
+
+def group_statistics(
+    mean_NK: Tensor, m2_NK: Tensor, voxels: int, groups: int, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Return mean and 1 / sqrt(variance + eps), (N, G)."""
+    n, k = mean_NK.shape
+    mean_NG, rstd_NG = torch.empty((2, n, groups), dtype=torch.float64)
+    problem = Parameters(None, None, None, None).describe(
+        n, k, voxels, groups, channels_last=True, eps=eps
+    )
+    kernels().group_statistics(
+        problem,
+        mean_NK.data_ptr(),
+        m2_NK.data_ptr(),
+        mean_NK.stride(0),
+        mean_NG.data_ptr(),
+        rstd_NG.data_ptr(),
+    )
+    return mean_NG, rstd_NG
+
+
+def apply(x_NVK: Tensor, film: Film, mean_NG: Tensor, rstd_NG: Tensor, a_NVK: Tensor) -> None:
+    """Write SiLU(FiLM(GroupNorm(x))) to `a`."""
+    held = Parameters(*film)
+    n, voxels, k = x_NVK.shape
+    problem = held.describe(
+        n, k, voxels, mean_NG.shape[1], channels_last=True, row=x_NVK.stride(1)
+    )
+    kernels().group_norm_film_apply_cpu(
+        problem,
+        x_NVK.data_ptr(),
+        dtype_name(x_NVK),
+        mean_NG.data_ptr(),
+        rstd_NG.data_ptr(),
+        a_NVK.data_ptr(),
+        dtype_name(a_NVK),
+        torch.get_num_threads(),
+    )
+
+
+def backward(
+    da_NVK: Tensor, x_NVK: Tensor, film: Film, mean_NG: Tensor, rstd_NG: Tensor, dx_NVK: Tensor
+) -> tuple[Tensor, ...]:
+    """Add to `dx`, spoil `da`, return the gradients of weight, bias, gamma and beta."""
+    held = Parameters(*film)
+    n, voxels, k = x_NVK.shape
+    problem = held.describe(
+        n, k, voxels, mean_NG.shape[1], channels_last=True, row=x_NVK.stride(1)
+    )
+    grads = tuple(None if t is None else torch.empty_like(t) for t in held.tensors)
+    kernels().group_norm_film_backward_cpu(
+        problem,
+        da_NVK.data_ptr(),
+        dtype_name(da_NVK),
+        x_NVK.data_ptr(),
+        dtype_name(x_NVK),
+        mean_NG.data_ptr(),
+        rstd_NG.data_ptr(),
+        da_NVK.data_ptr(),
+        dx_NVK.data_ptr(),
+        True,
+        *map(address, grads),
+        torch.get_num_threads(),
+    )
+    return tuple(grad for grad in grads if grad is not None)
+
+
+def weight_gradient(a: Tensor, dy: Tensor, weight: Tensor, dilation: int) -> Tensor | None:
+    """Return ours where it beats oneDNN's: dilated, or on a machine without AVX-512."""
+    vendor_is_good = dilation == 1 and "AVX512" in torch.backends.cpu.get_cpu_capability()
+    if a.dtype == torch.float64 or vendor_is_good:
+        return None
+    growth, k = weight.shape[:2]
+    dw = torch.zeros((27, k, growth), dtype=torch.float32)
+    kernels().conv_weight_gradient_cpu(
+        a.data_ptr(),
+        k,
+        dy.data_ptr(),
+        growth,
+        dtype_name(a),
+        a.shape[0],
+        tuple(a.shape[2:]),
+        k,
+        growth,
+        dilation,
+        dw.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return dw.view(3, 3, 3, k, growth).permute(4, 3, 0, 1, 2)
+
+
+def copy(source_NVK: Tensor, target_NVK: Tensor) -> None:
+    """Copy, casting; each is the first or some channels of its buffer's voxels."""
+    n, voxels, k = source_NVK.shape
+    kernels().copy_channels_cpu(
+        n * voxels,
+        k,
+        source_NVK.data_ptr(),
+        dtype_name(source_NVK),
+        source_NVK.stride(1),
+        target_NVK.data_ptr(),
+        dtype_name(target_NVK),
+        target_NVK.stride(1),
+        torch.get_num_threads(),
+    )

@@ -1,0 +1,282 @@
+"""dense_block as a torch operator: schema, checks, gradient and the table of implementations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from atlas_kernels import _extension
+from atlas_kernels._dispatch import Implementation, choose
+from atlas_kernels.group_norm_film.op import DTYPES, layout
+
+LISTS = ("conv_weights", "norm_weights", "norm_biases", "gammas", "betas")
+Gradients = tuple[Tensor, list[Tensor], list[Tensor], list[Tensor], list[Tensor], list[Tensor]]
+
+
+class Layer(NamedTuple):
+    """What one layer is made of; ``channels`` come in."""
+
+    channels: int
+    dilation: int
+    conv_weight: Tensor
+    norm_weight: Tensor
+    norm_bias: Tensor
+    gamma: Tensor | None
+    beta: Tensor | None
+
+
+class Block(NamedTuple):
+    """What every implementation is given beside x, in the order of the schema."""
+
+    conv_weights: Sequence[Tensor]
+    norm_weights: Sequence[Tensor]
+    norm_biases: Sequence[Tensor]
+    gammas: Sequence[Tensor]
+    betas: Sequence[Tensor]
+    dilations: Sequence[int]
+    groups_size: int
+    eps: float
+
+    def tensors(self) -> tuple[Sequence[Tensor], ...]:
+        """Return the five lists of tensors."""
+        return self[:5]
+
+    def with_tensors(self, lists: Sequence[Sequence[Tensor]]) -> Block:
+        """Return the same block with other tensors."""
+        return Block(*lists, *self[5:])
+
+    def layers(self) -> Iterator[Layer]:
+        """Yield the layers, first to last."""
+        for k, dilation in enumerate(self.dilations):
+            film = (self.gammas[k], self.betas[k]) if self.gammas else (None, None)
+            weight = self.conv_weights[k]
+            norm = (self.norm_weights[k], self.norm_biases[k])
+            yield Layer(weight.shape[1], dilation, weight, *norm, *film)
+
+    def growth(self) -> int:
+        """Return the number of channels that each layer appends."""
+        return self.conv_weights[0].shape[0] if self.conv_weights else 0
+
+    def out_channels(self, channels: int) -> int:
+        """Return the number of channels after the last layer."""
+        return channels + len(self.dilations) * self.growth()
+
+
+BLOCK = (
+    "Tensor[] conv_weights, Tensor[] norm_weights, Tensor[] norm_biases, Tensor[] gammas, "
+    "Tensor[] betas, int[] dilations, int groups_size, float eps"
+)
+N_ARGUMENTS = len(Block._fields)
+# The second output holds the channels' statistics, (2, N, channels): mean, sum of squared deviations.
+torch.library.define(
+    "atlas_kernels::dense_block",
+    f"(Tensor x, {BLOCK}, str backend) -> (Tensor, Tensor)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+torch.library.define(
+    "atlas_kernels::dense_block_backward",
+    f"(Tensor grad, Tensor out, Tensor statistics, {BLOCK}, str backend) -> "
+    "(Tensor, Tensor[], Tensor[], Tensor[], Tensor[], Tensor[])",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+# ---- the public function -------------------------------------------------------------------------
+
+
+def dense_block(
+    x: Tensor,
+    conv_weights: Sequence[Tensor],
+    norm_weights: Sequence[Tensor],
+    norm_biases: Sequence[Tensor],
+    gammas: Sequence[Tensor],
+    betas: Sequence[Tensor],
+    dilations: Sequence[int],
+    groups_size: int,
+    eps: float,
+    backend: str,
+) -> Tensor:
+    """Turn the arguments of ``atlas_kernels.dense_block`` into those of the op."""
+    lists = (conv_weights, norm_weights, norm_biases, gammas, betas)
+    for name, tensors in zip(("x", *LISTS), ([x], *lists), strict=True):
+        for k, tensor in enumerate(tensors):
+            if not isinstance(tensor, Tensor):
+                where = name if name == "x" else f"{name}[{k}]"
+                raise TypeError(f"{where} must be a tensor, got {type(tensor).__name__}")
+    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+        x = x.to(torch.get_autocast_dtype(x.device.type))
+    out: Tensor = torch.ops.atlas_kernels.dense_block(
+        x, *map(list, lists), list(dilations), groups_size, float(eps), backend
+    )[0]
+    return out.contiguous(memory_format=layout(x))
+
+
+def check(x: Tensor, block: Block) -> None:
+    """Refuse wrong shapes, dtypes, devices and options; looks at no value."""
+    size, depth = block.groups_size, len(block.dilations)
+    if x.ndim != 5:
+        raise ValueError(f"x must be (N, C, X, Y, Z), got {tuple(x.shape)}")
+    if x.dtype not in DTYPES:
+        raise ValueError(f"x must be float32, bfloat16, float16 or float64, got {x.dtype}")
+    if size < 1 or x.shape[1] < 1 or x.shape[1] % size:
+        raise ValueError(f"groups_size must divide the {x.shape[1]} channels of x, got {size}")
+    if any(d < 1 for d in block.dilations):
+        raise ValueError(f"dilations must be at least 1, got {list(block.dilations)}")
+    for name, tensors in zip(LISTS, block.tensors(), strict=True):
+        film = name in ("gammas", "betas")
+        if len(tensors) != depth and not (film and not block.gammas and not block.betas):
+            raise ValueError(
+                f"{name} must have one entry for each of the {depth} dilations, got {len(tensors)}"
+            )
+    if block.growth() % size:
+        raise ValueError(f"conv_weights must grow by a multiple of {size}, got {block.growth()}")
+    _check_layers(x, block)
+
+
+def _check_layers(x: Tensor, block: Block) -> None:
+    n, channels, growth = x.shape[0], x.shape[1], block.growth()
+    for k in range(len(block.dilations)):
+        c = channels + k * growth
+        shapes = ((growth, c, 3, 3, 3), (c,), (c,), (n, c), (n, c))
+        for name, tensors, shape in zip(LISTS, block.tensors(), shapes, strict=True):
+            if not tensors:
+                continue
+            tensor = tensors[k]
+            if tuple(tensor.shape) != shape:
+                raise ValueError(f"{name}[{k}] must be {shape}, got {tuple(tensor.shape)}")
+            if tensor.dtype not in DTYPES:
+                raise ValueError(f"{name}[{k}] must be floating point, got {tensor.dtype}")
+            if tensor.device != x.device:
+                raise ValueError(f"{name}[{k}] is on {tensor.device}, but x is on {x.device}")
+
+
+# ---- the operators -------------------------------------------------------------------------------
+
+
+@torch.library.impl("atlas_kernels::dense_block", "default")
+def _forward(x: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    block, backend = Block(*args[:N_ARGUMENTS]), args[N_ARGUMENTS]
+    check(x, block)
+    return choose("dense_block", TABLE, backend, x.device.type).forward(x, block)
+
+
+@torch.library.impl("atlas_kernels::dense_block_backward", "default")
+def _backward(grad: Tensor, out: Tensor, statistics: Tensor, *args: Any) -> Gradients:
+    block, backend = Block(*args[:N_ARGUMENTS]), args[N_ARGUMENTS]
+    chosen = choose("dense_block", TABLE, backend, out.device.type)
+    dx, lists = chosen.backward(grad, out, statistics, block)
+    cast = [
+        [g.to(t.dtype).contiguous() for g, t in zip(grads, tensors, strict=True)]
+        for grads, tensors in zip(lists, block.tensors(), strict=True)
+    ]
+    return (dx, *cast)  # type: ignore[return-value]
+
+
+@torch.library.register_fake("atlas_kernels::dense_block")
+def _forward_fake(x: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    block = Block(*args[:N_ARGUMENTS])
+    check(x, block)
+    channels = block.out_channels(x.shape[1])
+    return _new(x, channels), x.new_empty((2, x.shape[0], channels), dtype=torch.float64)
+
+
+@torch.library.register_fake("atlas_kernels::dense_block_backward")
+def _backward_fake(grad: Tensor, out: Tensor, statistics: Tensor, *args: Any) -> Gradients:
+    block = Block(*args[:N_ARGUMENTS])
+    channels = out.shape[1] - len(block.dilations) * block.growth()
+    lists = ([t.new_empty(t.shape) for t in tensors] for tensors in block.tensors())
+    return (_new(out, channels), *lists)  # type: ignore[return-value]
+
+
+def _new(like: Tensor, channels: int) -> Tensor:
+    """Return an empty tensor of that many channels in channels last, as the op always writes."""
+    shape = (like.shape[0], channels, *like.shape[2:])
+    return torch.empty(
+        shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last_3d
+    )
+
+
+# ---- gradient ------------------------------------------------------------------------------------
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    block = Block(*inputs[1 : 1 + N_ARGUMENTS])
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(*output, *(t for tensors in block.tensors() for t in tensors))
+    ctx.lengths = [len(tensors) for tensors in block.tensors()]
+    ctx.options, ctx.backend = block[5:], inputs[1 + N_ARGUMENTS]
+
+
+def _gradient(ctx: Any, grad: Tensor, unused: Tensor) -> tuple[Any, ...]:
+    out, statistics, *flat = ctx.saved_tensors
+    tensors = iter(flat)
+    lists = [[next(tensors) for _ in range(length)] for length in ctx.lengths]
+    dx, *grads = torch.ops.atlas_kernels.dense_block_backward(
+        grad, out, statistics, *lists, *ctx.options, ctx.backend
+    )
+    return (dx, *grads, None, None, None, None)
+
+
+def _no_second_gradient(ctx: Any, *grads: Any) -> None:
+    raise NotImplementedError("dense_block has no second derivative")
+
+
+torch.library.register_autograd("atlas_kernels::dense_block", _gradient, setup_context=_save)
+torch.library.register_autograd("atlas_kernels::dense_block_backward", _no_second_gradient)
+
+
+# ---- implementations -----------------------------------------------------------------------------
+
+
+def _cpu_forward(x: Tensor, block: Block) -> tuple[Tensor, Tensor]:
+    from . import buffer, cpu
+
+    return buffer.forward(x, block, cpu)
+
+
+def _cpu_backward(
+    grad: Tensor, out: Tensor, statistics: Tensor, block: Block
+) -> tuple[Tensor, list[list[Tensor]]]:
+    from . import buffer, cpu
+
+    return buffer.backward(grad, out, statistics, block, cpu)
+
+
+def _reference_forward(x: Tensor, block: Block) -> tuple[Tensor, Tensor]:
+    from . import reference
+
+    out = reference.forward(x, block).contiguous(memory_format=torch.channels_last_3d)
+    if out is x:  # no layer; an op may not return its input
+        out = x.clone(memory_format=torch.channels_last_3d)
+    return out, out.new_zeros((2, *out.shape[:2]), dtype=torch.float64)
+
+
+def _reference_backward(
+    grad: Tensor, out: Tensor, statistics: Tensor, block: Block
+) -> tuple[Tensor, list[list[Tensor]]]:
+    from . import reference
+
+    dx, lists = reference.backward(grad, out, block)
+    return dx.clone(memory_format=torch.channels_last_3d), lists
+
+
+TABLE = (
+    Implementation(
+        name="cpu",
+        forward=_cpu_forward,
+        backward=_cpu_backward,
+        why_not=_extension.why_missing,
+        devices=("cpu",),
+        note="one buffer, C++ layers, oneDNN convolutions",
+    ),
+    Implementation(
+        name="reference",
+        forward=_reference_forward,
+        backward=_reference_backward,
+        why_not=lambda: None,
+        note="plain PyTorch: the specification",
+    ),
+)

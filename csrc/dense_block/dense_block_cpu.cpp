@@ -1,0 +1,267 @@
+// The weight gradient of a dilated 3^3 convolution on the CPU.
+//
+// For each tap it is a matrix product, (in x voxels) (voxels x out), between a and g shifted against
+// each other. Vendor libraries are good at it without dilation and poor with it; here the dilation
+// only moves where a row begins, and taps that fall outside the grid cost nothing.
+//
+// The unit of work is (kx, kInputs input channels): it alone writes its part of dw, so no atomics.
+// Within it, strip by strip (kStripVoxels voxels of one x plane), both sides are copied to float side
+// by side, small enough for the first cache, and then read for each kz and each block of dw that fits
+// the registers: vectors of input channels times single outputs.
+
+#include "dense_block/dense_block.h"
+
+#include <algorithm>
+#include <cstring>
+#include <type_traits>
+#include <vector>
+
+#include "common/checks.h"
+#include "common/multiversion.h"
+#include "common/parallel.h"
+
+namespace atlas_kernels {
+namespace {
+
+constexpr int64_t kInputs = 16;        // input channels of an item
+constexpr int64_t kStripVoxels = 192;  // of both sides: 24 kB at 16 channels
+
+// ---- the innermost loop -----------------------------------------------------------------------
+
+// One strip, packed: rows of `run` voxels; a voxel is kInputs numbers of a, `outputs` numbers of g.
+struct Strip {
+  const float *a, *g;
+  int64_t rows, run, row_voxels, outputs;
+};
+
+// Adds to sums, (Outputs, kInputs). Vectors of V hold the kInputs channels.
+template <typename V, int Outputs>
+ATLAS_INLINE void accumulate(const Strip& strip, float* sums) {
+  constexpr int vectors = kInputs * sizeof(float) / sizeof(V);
+  V sum[Outputs][vectors] = {};
+  for (int64_t row = 0; row < strip.rows; ++row) {
+    const float* a = strip.a + row * strip.row_voxels * kInputs;
+    const float* g = strip.g + row * strip.row_voxels * strip.outputs;
+    for (int64_t voxel = 0; voxel < strip.run; ++voxel, a += kInputs, g += strip.outputs) {
+      V inputs[vectors];
+#pragma GCC unroll 4
+      for (int v = 0; v < vectors; ++v) std::memcpy(&inputs[v], a + v * (sizeof(V) / 4), sizeof(V));
+#pragma GCC unroll 16
+      for (int o = 0; o < Outputs; ++o) {
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; ++v) sum[o][v] += g[o] * inputs[v];
+      }
+    }
+  }
+  for (int o = 0; o < Outputs; ++o) {
+    for (int v = 0; v < vectors; ++v) {
+      float* out = sums + o * kInputs + v * (sizeof(V) / 4);
+      V old;
+      std::memcpy(&old, out, sizeof old);
+      old += sum[o][v];
+      std::memcpy(out, &old, sizeof old);
+    }
+  }
+}
+
+// All outputs of a strip (an even number), as many at a time as keep their sums in the registers.
+template <typename V, int Most, int Some>
+ATLAS_INLINE void accumulate_all(Strip strip, float* sums) {
+  int64_t left = strip.outputs;
+  const auto step = [&](auto outputs) {
+    constexpr int n = decltype(outputs)::value;
+    for (; left >= n && !(n > 4 && left == 8 && Some == 4); left -= n) {
+      accumulate<V, n>(strip, sums);
+      strip.g += n;
+      sums += n * kInputs;
+    }
+  };
+  step(std::integral_constant<int, Most>());
+  step(std::integral_constant<int, Some>());
+  step(std::integral_constant<int, 2>());
+}
+
+typedef float Vector4 __attribute__((vector_size(16)));
+typedef float Vector8 __attribute__((vector_size(32)));
+typedef float Vector16 __attribute__((vector_size(64)));
+using Accumulate = void (*)(const Strip&, float*);
+
+void accumulate_any(const Strip& strip, float* sums) { accumulate_all<Vector4, 2, 2>(strip, sums); }
+
+// Not target_clones: each level has its own width and its own number of registers.
+#if defined(__x86_64__) && defined(__GNUC__)
+__attribute__((target("avx2,fma"))) void accumulate_avx2(const Strip& strip, float* sums) {
+  accumulate_all<Vector8, 6, 4>(strip, sums);
+}
+__attribute__((target("avx512f,fma"))) void accumulate_avx512(const Strip& strip, float* sums) {
+  accumulate_all<Vector16, 16, 8>(strip, sums);
+}
+Accumulate best_accumulate() {
+  if (__builtin_cpu_supports("avx512f")) return accumulate_avx512;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return accumulate_avx2;
+  return accumulate_any;
+}
+#else
+Accumulate best_accumulate() { return accumulate_any; }
+#endif
+
+// ---- moving channels --------------------------------------------------------------------------
+
+// `voxels` rows of `channels` numbers; `room - channels` zeros follow each in `to`.
+template <typename T, typename U>
+ATLAS_INLINE void move_voxels(const T* from, int64_t row, int64_t channels, int64_t voxels, U* to,
+                              int64_t to_row, int64_t room) {
+  for (int64_t voxel = 0; voxel < voxels; ++voxel, from += row, to += to_row) {
+    ATLAS_INDEPENDENT
+    for (int64_t c = 0; c < channels; ++c) narrow(widen(from[c]), to[c]);
+    for (int64_t c = channels; c < room; ++c) narrow(Compute<U>(0), to[c]);
+  }
+}
+
+#define ATLAS_MOVE(T, U)                                                                         \
+  ATLAS_MULTIVERSION void move(const T* from, int64_t row, int64_t channels, int64_t voxels,     \
+                               U* to, int64_t to_row, int64_t room) {                            \
+    move_voxels(from, row, channels, voxels, to, to_row, room);                                  \
+  }
+ATLAS_MOVE(float, float)
+ATLAS_MOVE(double, double)
+ATLAS_MOVE(bfloat16, bfloat16)
+ATLAS_MOVE(bfloat16, float)
+ATLAS_MOVE(float, bfloat16)
+ATLAS_MOVE(float16, float16)
+ATLAS_MOVE(float16, float)
+ATLAS_MOVE(float, float16)
+#undef ATLAS_MOVE
+
+// ---- over the grid ----------------------------------------------------------------------------
+
+// Voxels v of one axis for which both v and v + shift lie in the grid.
+struct Range {
+  Range(int64_t size, int64_t shift) : begin(std::max<int64_t>(0, -shift)), end(size - std::max<int64_t>(0, shift)) {}
+  int64_t size() const { return std::max<int64_t>(0, end - begin); }
+  int64_t begin, end;
+};
+
+struct Item {
+  int64_t kx, channel, channels;
+};
+
+template <typename T>
+class Worker {
+ public:
+  Worker(const ConvWeightGradient& problem, const T* a, const T* g, const Item& item)
+      : problem_(problem),
+        a_(a + item.channel),
+        g_(g),
+        item_(item),
+        outputs_((problem.out_channels + 1) / 2 * 2),
+        strip_rows_(std::max<int64_t>(1, kStripVoxels / problem.shape[2])),
+        packed_a_(strip_rows_ * problem.shape[2] * kInputs),
+        packed_g_(strip_rows_ * problem.shape[2] * outputs_),
+        sums_(9 * kInputs * outputs_) {}
+
+  void run(Accumulate accumulate) {
+    const auto [nx, ny, nz] = problem_.shape;
+    const int64_t shift = problem_.dilation * (item_.kx - 1);
+    const Range xs(nx, shift);
+    for (int64_t n = 0; n < problem_.samples; ++n) {
+      for (int64_t x = xs.begin; x < xs.end; ++x) {
+        const int64_t g_row = (n * nx + x) * ny, a_row = g_row + shift * ny;
+        for (int64_t y = 0; y < ny; y += strip_rows_) {
+          const int64_t rows = std::min(strip_rows_, ny - y);
+          move(g_ + (g_row + y) * nz * problem_.g_row, problem_.g_row, problem_.out_channels, rows * nz,
+               packed_g_.data(), outputs_, outputs_);
+          for (int64_t ky = 0; ky < 3; ++ky) add_strip(accumulate, a_row, y, rows, ky);
+        }
+      }
+    }
+  }
+
+  void write(float* dw) const {
+    for (int64_t k = 0; k < 9; ++k) {
+      for (int64_t c = 0; c < item_.channels; ++c) {
+        const int64_t row = (item_.kx * 9 + k) * problem_.in_channels + item_.channel + c;
+        const float* sum = sums_.data() + k * outputs_ * kInputs + c;
+        for (int64_t o = 0; o < problem_.out_channels; ++o) {
+          dw[row * problem_.out_channels + o] += sum[o * kInputs];
+        }
+      }
+    }
+  }
+
+ private:
+  // The rows [y, y + rows) of g, packed before, against those of a that ky shifts them to.
+  void add_strip(Accumulate accumulate, int64_t a_row, int64_t y, int64_t rows, int64_t ky) {
+    const int64_t ny = problem_.shape[1], nz = problem_.shape[2], d = problem_.dilation;
+    const int64_t shift = d * (ky - 1);
+    const Range all(ny, shift);
+    const int64_t begin = std::max(y, all.begin), end = std::min(y + rows, all.end);
+    if (begin >= end) return;
+    move(a_ + (a_row + begin + shift) * nz * problem_.a_row, problem_.a_row, item_.channels,
+         (end - begin) * nz, packed_a_.data(), kInputs, kInputs);
+    for (int64_t kz = 0; kz < 3; ++kz) {
+      const Range zs(nz, d * (kz - 1));
+      if (!zs.size()) continue;
+      const Strip strip{packed_a_.data() + (zs.begin + d * (kz - 1)) * kInputs,
+                        packed_g_.data() + ((begin - y) * nz + zs.begin) * outputs_, end - begin,
+                        zs.size(), nz, outputs_};
+      accumulate(strip, sums_.data() + (ky * 3 + kz) * outputs_ * kInputs);
+    }
+  }
+
+  const ConvWeightGradient& problem_;
+  const T *a_, *g_;
+  const Item item_;
+  const int64_t outputs_, strip_rows_;
+  std::vector<float> packed_a_, packed_g_, sums_;
+};
+
+}  // namespace
+
+template <typename T>
+void conv_weight_gradient_cpu(const ConvWeightGradient& problem, const T* a, const T* g, float* dw,
+                              int threads) {
+  require(problem.a_row >= problem.in_channels && problem.g_row >= problem.out_channels,
+          "conv_weight_gradient: a row is shorter than its channels");
+  require(problem.dilation >= 1, "conv_weight_gradient: dilation must be at least 1");
+  require(threads >= 1, "conv_weight_gradient: threads must be at least 1");
+  const Accumulate accumulate = best_accumulate();
+  const int64_t blocks = (problem.in_channels + kInputs - 1) / kInputs;
+  if (!problem.shape[0] || !problem.shape[1] || !problem.shape[2]) return;
+  parallel_for(3 * blocks, threads, [&](int64_t i) {
+    const int64_t channel = i / 3 * kInputs;
+    const Item item{i % 3, channel, std::min(kInputs, problem.in_channels - channel)};
+    Worker<T> worker(problem, a, g, item);
+    worker.run(accumulate);
+    worker.write(dw);
+  });
+}
+
+template <typename T, typename U>
+void copy_channels_cpu(int64_t voxels, int64_t channels, const T* from, int64_t from_row, U* to,
+                       int64_t to_row, int threads) {
+  constexpr int64_t chunk = 4096;
+  parallel_for((voxels + chunk - 1) / chunk, threads, [&](int64_t i) {
+    const int64_t first = i * chunk, count = std::min(chunk, voxels - first);
+    move(from + first * from_row, from_row, channels, count, to + first * to_row, to_row, channels);
+  });
+}
+
+#define ATLAS_INSTANTIATE_COPY(T, U)                                                              \
+  template void copy_channels_cpu(int64_t, int64_t, const T*, int64_t, U*, int64_t, int);
+ATLAS_INSTANTIATE_COPY(float, float)
+ATLAS_INSTANTIATE_COPY(double, double)
+ATLAS_INSTANTIATE_COPY(bfloat16, bfloat16)
+ATLAS_INSTANTIATE_COPY(bfloat16, float)
+ATLAS_INSTANTIATE_COPY(float, bfloat16)
+ATLAS_INSTANTIATE_COPY(float16, float16)
+ATLAS_INSTANTIATE_COPY(float16, float)
+ATLAS_INSTANTIATE_COPY(float, float16)
+
+#define ATLAS_INSTANTIATE(T)                                                                        \
+  template void conv_weight_gradient_cpu(const ConvWeightGradient&, const T*, const T*, float*, int);
+ATLAS_INSTANTIATE(float)
+ATLAS_INSTANTIATE(bfloat16)
+ATLAS_INSTANTIATE(float16)
+
+}  // namespace atlas_kernels
