@@ -69,6 +69,7 @@ class ModelConfig(Record):
     embedding: Count = 32  # width of the metadata embedding that drives FiLM
     code_dropout: Fraction = 0.0  # share of samples decoded from 0, so that 0 means "unknown"
     base_map: bool = True  # decoder starts from the training set's mean log density
+    kernels: Literal["auto", "reference"] = "auto"  # fused layers, or the same in plain PyTorch
 
 
 class KLConfig(Record):

@@ -21,7 +21,14 @@ from atlas.config import ModelConfig
 from atlas.contracts import Batch, Decoded, Output
 from atlas.metadata import YEAR_BINS
 
-from .layers import DenseBlock, NormFiLM, Upsample, receptive_field, reverse_gradient
+from .layers import (
+    DenseBlock,
+    NormFiLM,
+    Upsample,
+    channels_last,
+    receptive_field,
+    reverse_gradient,
+)
 
 LOG_VARIANCE_RANGE = (-8.0, 8.0)
 
@@ -51,22 +58,25 @@ class Encoder(nn.Module):
         self.blocks, self.norms, self.mixes = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         channels = config.width
         for layers in config.blocks:
-            block = DenseBlock(channels, growth, [1] * layers, e)
+            block = DenseBlock(channels, growth, [1] * layers, e, config.kernels)
             channels = 2 * channels
             self._append(block, channels)
-        self._append(DenseBlock(channels, growth, config.dilations, e), config.width)
+        last = DenseBlock(channels, growth, config.dilations, e, config.kernels)
+        self._append(last, config.width)
         cells = sizes[-1][0] * sizes[-1][1] * sizes[-1][2]
         self.head = nn.Linear(config.width * cells, 2 * config.latent)
 
     def _append(self, block: DenseBlock, out_channels: int) -> None:
         self.blocks.append(block)
-        self.norms.append(NormFiLM(block.out_channels, self.config.embedding))
+        self.norms.append(
+            NormFiLM(block.out_channels, self.config.embedding, self.config.kernels)
+        )
         self.mixes.append(nn.Conv3d(block.out_channels, out_channels, 1, bias=False))
 
     def forward(self, volume_B1XYZ: Tensor, m_BM: Tensor, kept_BM: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and log variance of the posterior, (B, D) each."""
         e = self.embed(torch.cat([m_BM * kept_BM, kept_BM], dim=1))
-        x = self.stem(volume_B1XYZ)
+        x = channels_last(self.stem(volume_B1XYZ), self.config.kernels)
         for block, norm, mix in zip(self.blocks, self.norms, self.mixes):
             x = _pool(mix(norm(block(x, e), e)))
         mean_BD, log_variance_BD = self.head(x.flatten(1)).float().chunk(2, dim=1)
@@ -112,7 +122,7 @@ class Decoder(nn.Module):
     ) -> None:
         super().__init__()
         e, growth = config.embedding, config.growth
-        self.sizes = sizes
+        self.sizes, self.kernels = sizes, config.kernels
         self.embed = Embedding(fields_width, e)
         self.start = config.width * 2 ** len(config.blocks)
         x, y, z = sizes[-1]
@@ -120,10 +130,10 @@ class Decoder(nn.Module):
         self.blocks, self.norms, self.ups = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         channels = self.start
         for level in reversed(range(len(sizes) - 1)):
-            block = DenseBlock(channels, growth, [1, 1], e)
+            block = DenseBlock(channels, growth, [1, 1], e, config.kernels)
             channels = 2 if level == 0 else max(config.width, channels // 2)
             self.blocks.append(block)
-            self.norms.append(NormFiLM(block.out_channels, e))
+            self.norms.append(NormFiLM(block.out_channels, e, config.kernels))
             self.ups.append(Upsample(block.out_channels, channels, sizes[level]))
         for parameter in self.ups[-1].parameters():
             nn.init.zeros_(parameter)  # training starts at the base map, whatever the code
@@ -135,7 +145,7 @@ class Decoder(nn.Module):
         e = self.embed(torch.cat([m_BM, torch.ones_like(m_BM)], dim=1))
         x = self.spread(torch.cat([z_BD, e], dim=1)).unflatten(1, (self.start, *self.sizes[-1]))
         for block, norm, up in zip(self.blocks, self.norms, self.ups):
-            x = up(norm(block(x, e), e))
+            x = up(norm(block(channels_last(x, self.kernels), e), e))
         logits_BV, log_variance_BV = x.float().flatten(2)[:, :, self.cells_V].unbind(1)
         return Decoded(
             torch.log_softmax(logits_BV + self.base_V, dim=1),

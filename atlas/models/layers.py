@@ -2,19 +2,23 @@
 
 The dense layer is GroupNorm in groups of 8 channels -> FiLM -> SiLU -> bias-free 3^3 convolution,
 its output appended to its input. Channel counts are multiples of 8, so that groups never straddle
-what one layer wrote.
+what one layer wrote. The layers hold the parameters; atlas_kernels computes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from atlas_kernels import dense_block, group_norm_film
+
 CHANNELS_PER_GROUP = 8
+# "auto": the fused kernels of atlas_kernels; "reference": the same layers in plain PyTorch.
+Kernels = Literal["auto", "reference"]
 
 
 class NormFiLM(nn.Module):
@@ -23,25 +27,29 @@ class NormFiLM(nn.Module):
     FiLM: Perez et al. 2018, AAAI. It starts as the identity.
     """
 
-    def __init__(self, channels: int, embedding: int) -> None:
+    def __init__(self, channels: int, embedding: int, kernels: Kernels = "auto") -> None:
         super().__init__()
         self.groups = channels // CHANNELS_PER_GROUP
+        self.kernels = kernels
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
         self.film = nn.Linear(embedding, 2 * channels)
         nn.init.zeros_(self.film.weight)
         nn.init.zeros_(self.film.bias)
 
+    def parameters_of(self, embedding_BE: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return weight and bias, (C,), gamma and beta, (B, C)."""
+        gamma_BC, beta_BC = self.film(embedding_BE).chunk(2, dim=1)
+        return self.weight, self.bias, gamma_BC, beta_BC
+
     def forward(self, x_BCXYZ: Tensor, embedding_BE: Tensor) -> Tensor:
         """Normalise, modulate, activate; same shape as the input."""
-        gamma_BC, beta_BC = self.film(embedding_BE).chunk(2, dim=1)
-        # One affine map a sample and channel: GroupNorm over the samples laid side by side as
-        # channels applies it in the same pass.
-        scale = (self.weight * (1 + gamma_BC)).flatten()
-        shift = (self.bias * (1 + gamma_BC) + beta_BC).flatten()
-        side_by_side = x_BCXYZ.flatten(0, 1).unsqueeze(0)
-        normed = F.group_norm(side_by_side, len(x_BCXYZ) * self.groups, scale, shift)
-        return F.silu(normed).view(x_BCXYZ.shape)
+        weight, bias, gamma_BC, beta_BC = self.parameters_of(embedding_BE)
+        if self.kernels == "auto":
+            return group_norm_film(x_BCXYZ, self.groups, weight, bias, gamma_BC, beta_BC)
+        gamma, beta = (t[..., None, None, None] for t in (gamma_BC, beta_BC))
+        normed = F.group_norm(x_BCXYZ, self.groups, weight, bias)
+        return F.silu(normed * (1 + gamma) + beta)
 
 
 class DenseBlock(nn.Module):
@@ -51,11 +59,18 @@ class DenseBlock(nn.Module):
     """
 
     def __init__(
-        self, channels: int, growth: int, dilations: Sequence[int], embedding: int
+        self,
+        channels: int,
+        growth: int,
+        dilations: Sequence[int],
+        embedding: int,
+        kernels: Kernels = "auto",
     ) -> None:
         super().__init__()
         widths = [channels + k * growth for k in range(len(dilations))]
-        self.norms = nn.ModuleList(NormFiLM(width, embedding) for width in widths)
+        self.kernels = kernels
+        self.dilations = list(dilations)
+        self.norms = nn.ModuleList(NormFiLM(width, embedding, kernels) for width in widths)
         self.convs = nn.ModuleList(
             nn.Conv3d(width, growth, 3, padding=d, dilation=d, bias=False)
             for width, d in zip(widths, dilations)
@@ -64,6 +79,10 @@ class DenseBlock(nn.Module):
 
     def forward(self, x_BCXYZ: Tensor, embedding_BE: Tensor) -> Tensor:
         """Return (B, channels + growth * layers, X, Y, Z)."""
+        if self.kernels == "auto":
+            films = [norm.parameters_of(embedding_BE) for norm in self.norms]
+            convolutions = [conv.weight for conv in self.convs]
+            return dense_block(x_BCXYZ, convolutions, *zip(*films), self.dilations)
         for norm, conv in zip(self.norms, self.convs):
             x_BCXYZ = torch.cat([x_BCXYZ, conv(norm(x_BCXYZ, embedding_BE))], dim=1)
         return x_BCXYZ
@@ -81,6 +100,11 @@ class Upsample(nn.Module):
         """Return (B, out_channels, *size)."""
         x, y, z = self.size
         return self.conv(x_BCXYZ)[..., :x, :y, :z]
+
+
+def channels_last(x_BCXYZ: Tensor, kernels: Kernels) -> Tensor:
+    """Lay a volume out as the fused kernels and the vendors' convolutions like it best."""
+    return x_BCXYZ.contiguous(memory_format=torch.channels_last_3d) if kernels == "auto" else x_BCXYZ
 
 
 class _ReverseGradient(torch.autograd.Function):

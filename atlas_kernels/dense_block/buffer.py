@@ -18,7 +18,6 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from .op import Block, Layer
 
@@ -64,10 +63,13 @@ class Primitives(Protocol):
     def copy(self, source_NVK: Tensor, target_NVK: Tensor) -> None:
         """Copy, casting; both may be channels of a buffer."""
 
-    def weight_gradient(
-        self, a: Tensor, dy: Tensor, weight: Tensor, dilation: int
-    ) -> Tensor | None:
-        """Return the gradient of a convolution's weight, None where the vendor's is as good."""
+    def convolution(self, a: Tensor, weight: Tensor, dilation: int) -> Tensor:
+        """Return a 3^3 convolution that keeps the size, in channels last."""
+
+    def convolution_backward(
+        self, dy: Tensor, a: Tensor, weight: Tensor, dilation: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return the gradients of `a`, in channels last, and of the weight."""
 
 
 def forward(x: Tensor, block: Block, run: Primitives) -> tuple[Tensor, Tensor]:
@@ -88,8 +90,8 @@ def forward(x: Tensor, block: Block, run: Primitives) -> tuple[Tensor, Tensor]:
             run.apply(
                 flat_NVC[part, :, :k], _of(film, part), mean_NG[part], rstd_NG[part], _flat(a)
             )
-            y = F.conv3d(a, weight, padding=layer.dilation, dilation=layer.dilation)
-            run.copy(_flat(_last(y)), flat_NVC[part, :, k : k + block.growth()])
+            y = run.convolution(a, weight, layer.dilation)
+            run.copy(_flat(y), flat_NVC[part, :, k : k + block.growth()])
         _note(statistics, k, flat_NVC[..., k : k + block.growth()], run)
     return buffer.movedim(-1, 1), statistics
 
@@ -114,7 +116,7 @@ def backward(
             run.apply(x_NVK, here, mean_NG[part], rstd_NG[part], _flat(a))
             dy = room.take_gradient(part, block.growth())
             run.copy(flat_gradient_NVC[part, :, k : k + block.growth()], _flat(dy))
-            da, dw = _convolution_backward(dy, a, weight, layer.dilation, run)
+            da, dw = run.convolution_backward(dy, a, weight, layer.dilation)
             dx_NVK = flat_gradient_NVC[part, :, :k]
             rest = run.backward(_flat(da), x_NVK, here, mean_NG[part], rstd_NG[part], dx_NVK)
             grads.append((dw, *rest))
@@ -166,26 +168,6 @@ def _prepare(
     groups = layer.channels // block.groups_size
     film = run.prepare((layer.norm_weight, layer.norm_bias, layer.gamma, layer.beta))
     return film, *run.group_statistics(mean_NK, m2_NK, voxels, groups, block.eps)
-
-
-def _convolution_backward(
-    dy: Tensor, a: Tensor, weight: Tensor, dilation: int, run: Primitives
-) -> tuple[Tensor, Tensor]:
-    dw = run.weight_gradient(a, dy, weight, dilation)
-    da, vendor_dw, _ = torch.ops.aten.convolution_backward(
-        dy,
-        a,
-        weight,
-        None,
-        [1] * 3,
-        [dilation] * 3,
-        [dilation] * 3,
-        False,
-        [0] * 3,
-        1,
-        [True, dw is None, False],
-    )
-    return _last(da), vendor_dw if dw is None else dw
 
 
 def _joined(grads: Sequence[tuple[Tensor, ...]], layer: Layer) -> tuple[Tensor, ...]:

@@ -118,12 +118,44 @@ def backward(
     return tuple(grad for grad in grads if grad is not None)
 
 
-def weight_gradient(a: Tensor, dy: Tensor, weight: Tensor, dilation: int) -> Tensor | None:
-    """Return ours where it beats oneDNN's: dilated, or on a machine without AVX-512."""
-    vendor_is_good = dilation == 1 and "AVX512" in torch.backends.cpu.get_cpu_capability()
-    if a.dtype == torch.float64 or vendor_is_good:
-        return None
-    growth, k = weight.shape[:2]
+def convolution(a: Tensor, weight: Tensor, dilation: int) -> Tensor:
+    """Return a 3^3 convolution that keeps the size, in channels last."""
+    d = [dilation] * 3
+    if _one_dnn(a):
+        # By its own name: `conv3d` takes a slower path for a single small sample.
+        y: Tensor = torch.ops.aten.mkldnn_convolution(a, weight, None, d, [1] * 3, d, 1)
+        return y.contiguous(memory_format=torch.channels_last_3d)
+    y = torch.nn.functional.conv3d(a, weight, padding=d, dilation=d)
+    return y.contiguous(memory_format=torch.channels_last_3d)
+
+
+def convolution_backward(
+    dy: Tensor, a: Tensor, weight: Tensor, dilation: int
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients of `a`, in channels last, and of the weight."""
+    last = torch.channels_last_3d
+    if _one_dnn(a) and (dilation > 1 or not _one_dnn_is_good_at_weights()):
+        mirrored = weight.flip(2, 3, 4).transpose(0, 1).contiguous(memory_format=last)
+        return convolution(dy, mirrored, dilation), _weight_gradient(dy, a, dilation)
+    d = [dilation] * 3
+    da, dw, _ = torch.ops.aten.convolution_backward(
+        dy, a, weight, None, [1] * 3, d, d, False, [0] * 3, 1, [True, True, False]
+    )
+    return da.contiguous(memory_format=last), dw
+
+
+def _one_dnn(a: Tensor) -> bool:
+    return a.dtype != torch.float64 and torch.backends.mkldnn.is_available() and a.numel() > 0
+
+
+@functools.cache
+def _one_dnn_is_good_at_weights() -> bool:
+    """Say whether oneDNN's gradient of an undilated convolution's weight is as good as ours."""
+    return "AVX512" in torch.backends.cpu.get_cpu_capability()
+
+
+def _weight_gradient(dy: Tensor, a: Tensor, dilation: int) -> Tensor:
+    growth, k = dy.shape[1], a.shape[1]
     dw = torch.zeros((27, k, growth), dtype=torch.float32)
     kernels().conv_weight_gradient_cpu(
         a.data_ptr(),
