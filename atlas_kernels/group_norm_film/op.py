@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from functools import cache
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
@@ -233,6 +236,29 @@ def _cpu_backward(
     return native.backward(grad, problem, mean, rstd)
 
 
+def _triton_forward(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
+    from . import triton_kernel
+
+    return triton_kernel.forward(problem)
+
+
+def _triton_backward(
+    grad: Tensor, problem: Problem, mean: Tensor, rstd: Tensor
+) -> tuple[Tensor, ...]:
+    from . import triton_kernel
+
+    return triton_kernel.op_backward(grad, problem, mean, rstd)
+
+
+@cache
+def _why_no_triton() -> str | None:
+    if find_spec("triton") is None:
+        return "triton is not installed"
+    return None if INTERPRETED or torch.cuda.is_available() else "there is no CUDA device"
+
+
+# Triton's own switch: its kernels run on CPU tensors, slowly, as Python. For tests.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 TABLE = (
     Implementation(
         name="cpu",
@@ -241,6 +267,14 @@ TABLE = (
         why_not=_extension.why_missing,
         devices=("cpu",),
         note="C++, multithreaded",
+    ),
+    Implementation(
+        name="triton",
+        forward=_triton_forward,
+        backward=_triton_backward,
+        why_not=_why_no_triton,
+        devices=("cuda", "cpu") if INTERPRETED else ("cuda",),
+        note="compiled on first use",
     ),
     Implementation(
         name="reference",

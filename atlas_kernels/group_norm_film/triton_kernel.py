@@ -14,7 +14,6 @@ Everything is computed in the dtype of the statistics: values are cast as soon a
 
 from __future__ import annotations
 
-import os
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -23,11 +22,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .op import Problem, layout
+from .op import INTERPRETED, Problem, layout
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 WARPS = 8
-FORWARD_TILE, BACKWARD_TILE = 4096, 2048  # numbers: two vectors of 16 bytes a thread and one
+PART_TILE, TILE = 4096, 2048  # numbers: two vectors of 16 bytes a thread, where a tile is summed
 PROGRAMS = 2048  # aimed at: several for each multiprocessor of the largest GPUs, and full waves
 PARTS = 512  # of a channel, at most: as many as one program puts together quickly
 MERGED = 1024  # numbers that it takes at a time
@@ -446,7 +444,7 @@ def _parameters(parameters: Parameters) -> tuple[Any, ...]:
 
 def _parts(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return mean, squared deviations and voxels of the parts of every channel, (N, parts, C)."""
-    walk = _walk(x, FORWARD_TILE)
+    walk = _walk(x, PART_TILE)
     parts, tiles = walk.parts()
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     found = x.new_empty((3, walk.samples, parts, walk.channels), dtype=dtype)
@@ -466,8 +464,8 @@ def _merge(
     mean = means.new_empty((samples, groups))
     second = torch.empty_like(mean)
     merge_kernel[(samples * groups,)](
-        means, squares, counts, mean, second, voxels, channels, means.stride(1), groups, parts,
-        eps, MERGED,
+        means, squares, counts, mean, second, voxels, channels, means.stride(0) // parts, groups,
+        parts, eps, MERGED,
     )  # fmt: skip
     return mean, second
 
@@ -505,7 +503,7 @@ def apply(
     out : (N, V, C)
     activation : {"silu", "none"}
     """
-    walk = _walk(x, FORWARD_TILE)
+    walk = _walk(x, TILE)
     *given, gamma_row, beta_row = _parameters(parameters)
     with _on(x):
         apply_kernel[(walk.samples * walk.tiles * walk.blocks,)](
@@ -544,12 +542,11 @@ def backward(
         Gradients of weight, bias (C), gamma and beta (N, C), in the dtype of the statistics; None
         for what is absent.
     """
-    walk, groups, silu = _walk(x, BACKWARD_TILE), mean.shape[1], activation == "silu"
+    walk, groups, silu = _walk(x, TILE), mean.shape[1], activation == "silu"
     parts, tiles = walk.parts()
     *given, gamma_row, beta_row = _parameters(parameters)
     weight, bias, gamma, beta = given
-    sums = mean.new_empty((2, walk.samples, parts, walk.channels))
-    ones, twos = sums.unbind()
+    ones, twos = mean.new_empty((2, walk.samples, parts, walk.channels)).unbind()
     d_beta, normed, d_gamma = mean.new_empty((3, walk.samples, walk.channels)).unbind()
     offset, slope = mean.new_empty((2, *mean.shape)).unbind()
     with _on(x):
@@ -597,8 +594,9 @@ def forward(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
 
 def op_backward(
     grad: Tensor, problem: Problem, mean: Tensor, rstd: Tensor
-) -> tuple[Tensor | None, ...]:
+) -> tuple[Tensor, ...]:
     """Return the gradients of x, weight, bias, gamma and beta; grad has the layout of x."""
     x, dx = problem.x, torch.empty_like(problem.x, memory_format=layout(problem.x))
     views = _view(grad), _view(x), problem.parameters(), mean, rstd, _view(dx)
-    return (dx, *backward(*views, problem.activation))
+    grads = backward(*views, problem.activation)
+    return (dx, *(mean.new_empty(0) if value is None else value for value in grads))
