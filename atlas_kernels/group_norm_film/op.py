@@ -250,11 +250,28 @@ def _triton_backward(
     return triton_kernel.op_backward(grad, problem, mean, rstd)
 
 
+def _cuda_forward(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
+    from . import native
+
+    return native.forward_cuda(problem)
+
+
+def _cuda_backward(
+    grad: Tensor, problem: Problem, mean: Tensor, rstd: Tensor
+) -> tuple[Tensor, ...]:
+    from . import native
+
+    return native.backward_cuda(grad, problem, mean, rstd)
+
+
 @cache
 def _why_no_triton() -> str | None:
-    if find_spec("triton") is None:
-        return "triton is not installed"
-    return None if INTERPRETED or torch.cuda.is_available() else "there is no CUDA device"
+    return None if find_spec("triton") else "triton is not installed"
+
+
+@cache
+def _why_no_device() -> str | None:
+    return None if torch.cuda.is_available() else "there is no CUDA device"
 
 
 # Triton's own switch: its kernels run on CPU tensors, slowly, as Python. For tests.
@@ -272,9 +289,17 @@ TABLE = (
         name="triton",
         forward=_triton_forward,
         backward=_triton_backward,
-        why_not=_why_no_triton,
+        why_not=lambda: _why_no_triton() or (None if INTERPRETED else _why_no_device()),
         devices=("cuda", "cpu") if INTERPRETED else ("cuda",),
         note="compiled on first use",
+    ),
+    Implementation(
+        name="cuda",
+        forward=_cuda_forward,
+        backward=_cuda_backward,
+        why_not=lambda: _extension.why_no_cuda() or _why_no_device(),
+        devices=("cuda",),
+        note="C++, where triton is missing",
     ),
     Implementation(
         name="reference",
