@@ -130,9 +130,7 @@ def forward_cuda(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
         return y, mean.to(dtype), rstd.to(dtype)
 
 
-def backward_cuda(
-    grad: Tensor, problem: Problem, mean: Tensor, rstd: Tensor
-) -> tuple[Tensor, ...]:
+def backward_cuda(grad: Tensor, problem: Problem, mean: Tensor, rstd: Tensor) -> tuple[Tensor, ...]:
     """Do the same on a GPU, on the current stream."""
     x = problem.x
     with torch.cuda.device(x.device):

@@ -228,26 +228,24 @@ def _cpu_forward(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
     return native.forward(problem)
 
 
-def _cpu_backward(
-    grad: Tensor, problem: Problem, mean: Tensor, rstd: Tensor
-) -> tuple[Tensor, ...]:
+def _cpu_backward(grad: Tensor, problem: Problem, mean: Tensor, rstd: Tensor) -> tuple[Tensor, ...]:
     from . import native
 
     return native.backward(grad, problem, mean, rstd)
 
 
 def _triton_forward(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
-    from . import triton_kernel
+    from . import triton_launch
 
-    return triton_kernel.forward(problem)
+    return triton_launch.forward(problem)
 
 
 def _triton_backward(
     grad: Tensor, problem: Problem, mean: Tensor, rstd: Tensor
 ) -> tuple[Tensor, ...]:
-    from . import triton_kernel
+    from . import triton_launch
 
-    return triton_kernel.op_backward(grad, problem, mean, rstd)
+    return triton_launch.op_backward(grad, problem, mean, rstd)
 
 
 def _cuda_forward(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
