@@ -9,7 +9,7 @@ TORCH   := $(shell grep -E '^torch==' $(CONSTRAINTS))
 NATIVE   := CMakeLists.txt setup.py $(shell find csrc -type f 2>/dev/null)
 FRONTEND := $(shell find web/frontend -type f -not -path '*/node_modules/*' 2>/dev/null)
 
-.PHONY: install data quickstart test check lint bench bench-compare soak frontend serve clean
+.PHONY: install data quickstart test check lint bench bench-compare gpu-check soak frontend serve clean
 
 install: $(STAMPS)/python $(STAMPS)/native web/static/index.html
 
@@ -75,6 +75,10 @@ bench: install
 
 bench-compare: install
 	$(BIN)/python -m bench.compare bench/results/local.json bench/results/baseline.json
+
+# On a machine with a GPU: tests, compute-sanitizer, times -> bench/results/<device>.json.
+gpu-check: install
+	$(BIN)/python -m bench.gpu_check
 
 # Long runs: what `make test` samples, at full size.
 soak: install $(STAMPS)/dvc

@@ -21,6 +21,15 @@ def why_missing() -> str | None:
     return _reason or None
 
 
+def why_no_cuda() -> str | None:
+    """Say why the compiled module has no CUDA kernels; None if it has."""
+    if _kernels is None:
+        return _reason
+    if "cuda" not in _kernels.built_for:
+        return "the C++ extension is built without CUDA: install nvcc and run pip again"
+    return None
+
+
 def kernels() -> ModuleType:
     """Return the compiled module.
 

@@ -112,3 +112,32 @@ def copy_channels_cpu(
     target_row: int,
     threads: int,
 ) -> None: ...
+
+# Only where built_for has "cuda"; addresses of device memory.
+def group_norm_film_room(problem: GroupNormFilm) -> int: ...
+def group_norm_film_cuda(
+    problem: GroupNormFilm,
+    x: int,
+    dtype: str,
+    y: int,
+    mean: int,
+    rstd: int,
+    room: int,
+    stream: int,
+) -> None: ...
+def group_norm_film_backward_cuda(
+    problem: GroupNormFilm,
+    dy: int,
+    x: int,
+    dtype: str,
+    mean: int,
+    rstd: int,
+    dx: int,
+    accumulate: bool,
+    weight: int,
+    bias: int,
+    gamma: int,
+    beta: int,
+    room: int,
+    stream: int,
+) -> None: ...

@@ -19,7 +19,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .op import Block, Layer
+from .op import Block, Layer, statistics_dtype
 
 VOXELS_AT_ONCE = 16384
 Film = tuple[Tensor | None, ...]  # weight, bias (K) and gamma, beta (N, K)
@@ -37,7 +37,7 @@ class Primitives(Protocol):
         """Return parameters as `apply` and `backward` want them."""
 
     def channel_statistics(self, x_NVK: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and sum of squared deviations, (N, K) float64."""
+        """Return mean and sum of squared deviations, (N, K)."""
 
     def group_statistics(
         self, mean_NK: Tensor, m2_NK: Tensor, voxels: int, groups: int, eps: float
@@ -58,7 +58,7 @@ class Primitives(Protocol):
         rstd_NG: Tensor,
         dx_NVK: Tensor,
     ) -> tuple[Tensor, ...]:
-        """Add to `dx`, spoil `da`, return the gradients of weight, bias, gamma and beta."""
+        """Add to `dx`, perhaps spoil `da`, return the gradients of weight, bias, gamma and beta."""
 
     def copy(self, source_NVK: Tensor, target_NVK: Tensor) -> None:
         """Copy, casting; both may be channels of a buffer."""
@@ -77,7 +77,7 @@ def forward(x: Tensor, block: Block, run: Primitives) -> tuple[Tensor, Tensor]:
     n, channels = x.shape[:2]
     shape = (n, *x.shape[2:], block.out_channels(channels))
     buffer = torch.empty(shape, dtype=x.dtype, device=x.device)
-    statistics = torch.empty((2, n, shape[-1]), dtype=torch.float64, device=x.device)
+    statistics = torch.empty((2, n, shape[-1]), dtype=statistics_dtype(x), device=x.device)
     flat_NVC = buffer.flatten(1, 3)
     run.copy(_flat(_last(x)), flat_NVC[..., :channels])
     _note(statistics, 0, flat_NVC[..., :channels], run)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from atlas_kernels import _extension
 from atlas_kernels._dispatch import Implementation, choose
+from atlas_kernels.group_norm_film import op as group_norm_film
 from atlas_kernels.group_norm_film.op import DTYPES, layout
 
 LISTS = ("conv_weights", "norm_weights", "norm_biases", "gammas", "betas")
@@ -153,6 +154,12 @@ def _check_layers(x: Tensor, block: Block) -> None:
                 raise ValueError(f"{name}[{k}] is on {tensor.device}, but x is on {x.device}")
 
 
+def statistics_dtype(x: Tensor) -> torch.dtype:
+    """Return what the channels' statistics are kept in: float64 on the CPU, where it costs nothing."""
+    on_gpu = x.device.type == "cuda" and x.dtype != torch.float64
+    return torch.float32 if on_gpu else torch.float64
+
+
 # ---- the operators -------------------------------------------------------------------------------
 
 
@@ -179,8 +186,8 @@ def _backward(grad: Tensor, out: Tensor, statistics: Tensor, *args: Any) -> Grad
 def _forward_fake(x: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
     block = Block(*args[:N_ARGUMENTS])
     check(x, block)
-    channels = block.out_channels(x.shape[1])
-    return _new(x, channels), x.new_empty((2, x.shape[0], channels), dtype=torch.float64)
+    out = _new(x, block.out_channels(x.shape[1]))
+    return out, out.new_empty((2, *out.shape[:2]), dtype=statistics_dtype(x))
 
 
 @torch.library.register_fake("atlas_kernels::dense_block_backward")
@@ -245,13 +252,27 @@ def _cpu_backward(
     return buffer.backward(grad, out, statistics, block, cpu)
 
 
+def _gpu_forward(x: Tensor, block: Block) -> tuple[Tensor, Tensor]:
+    from . import buffer, gpu
+
+    return buffer.forward(x, block, gpu)
+
+
+def _gpu_backward(
+    grad: Tensor, out: Tensor, statistics: Tensor, block: Block
+) -> tuple[Tensor, list[list[Tensor]]]:
+    from . import buffer, gpu
+
+    return buffer.backward(grad, out, statistics, block, gpu)
+
+
 def _reference_forward(x: Tensor, block: Block) -> tuple[Tensor, Tensor]:
     from . import reference
 
     out = reference.forward(x, block).contiguous(memory_format=torch.channels_last_3d)
     if out is x:  # no layer; an op may not return its input
         out = x.clone(memory_format=torch.channels_last_3d)
-    return out, out.new_zeros((2, *out.shape[:2]), dtype=torch.float64)
+    return out, out.new_zeros((2, *out.shape[:2]), dtype=statistics_dtype(x))  # of no use to it
 
 
 def _reference_backward(
@@ -263,6 +284,8 @@ def _reference_backward(
     return dx.clone(memory_format=torch.channels_last_3d), lists
 
 
+# What the layers of "gpu" need.
+TRITON = next(row for row in group_norm_film.TABLE if row.name == "triton")
 TABLE = (
     Implementation(
         name="cpu",
@@ -271,6 +294,14 @@ TABLE = (
         why_not=_extension.why_missing,
         devices=("cpu",),
         note="one buffer, C++ layers, oneDNN convolutions",
+    ),
+    Implementation(
+        name="gpu",
+        forward=_gpu_forward,
+        backward=_gpu_backward,
+        why_not=TRITON.why_not,
+        devices=TRITON.devices,
+        note="one buffer, Triton layers, cuDNN convolutions",
     ),
     Implementation(
         name="reference",

@@ -107,6 +107,59 @@ def backward(grad: Tensor, problem: Problem, mean: Tensor, rstd: Tensor) -> tupl
     return (dx, *grads)
 
 
+def forward_cuda(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
+    """Do the same on a GPU, on the current stream."""
+    x = problem.x
+    with torch.cuda.device(x.device):
+        held = Parameters(*problem.parameters())
+        described = _described(problem, held)
+        y = torch.empty_like(x, memory_format=layout(x))
+        mean = x.new_empty((x.shape[0], problem.groups), dtype=torch.float64)
+        rstd = torch.empty_like(mean)
+        kernels().group_norm_film_cuda(
+            described,
+            x.data_ptr(),
+            dtype_name(x),
+            y.data_ptr(),
+            mean.data_ptr(),
+            rstd.data_ptr(),
+            _room(described, mean).data_ptr(),
+            torch.cuda.current_stream().cuda_stream,
+        )
+        dtype = problem.statistics_dtype()
+        return y, mean.to(dtype), rstd.to(dtype)
+
+
+def backward_cuda(grad: Tensor, problem: Problem, mean: Tensor, rstd: Tensor) -> tuple[Tensor, ...]:
+    """Do the same on a GPU, on the current stream."""
+    x = problem.x
+    with torch.cuda.device(x.device):
+        held = Parameters(*problem.parameters())
+        described = _described(problem, held)
+        dx = torch.empty_like(x, memory_format=layout(x))
+        mean, rstd = (t.to(torch.float64).contiguous() for t in (mean, rstd))
+        grads = tuple(mean.new_empty(0) if t is None else torch.empty_like(t) for t in held.tensors)
+        kernels().group_norm_film_backward_cuda(
+            described,
+            grad.data_ptr(),
+            x.data_ptr(),
+            dtype_name(x),
+            mean.data_ptr(),
+            rstd.data_ptr(),
+            dx.data_ptr(),
+            False,
+            *(0 if t is None else g.data_ptr() for t, g in zip(held.tensors, grads, strict=True)),
+            _room(described, mean).data_ptr(),
+            torch.cuda.current_stream().cuda_stream,
+        )
+        return (dx, *grads)
+
+
+def _room(described: GroupNormFilm, like: Tensor) -> Tensor:
+    # The allocator reuses it for later work of the same stream alone, so it may be dropped at once.
+    return like.new_empty(kernels().group_norm_film_room(described) // 8)
+
+
 def _described(problem: Problem, held: Parameters) -> GroupNormFilm:
     x = problem.x
     return held.describe(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from functools import cache
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
@@ -225,14 +228,52 @@ def _cpu_forward(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
     return native.forward(problem)
 
 
-def _cpu_backward(
-    grad: Tensor, problem: Problem, mean: Tensor, rstd: Tensor
-) -> tuple[Tensor, ...]:
+def _cpu_backward(grad: Tensor, problem: Problem, mean: Tensor, rstd: Tensor) -> tuple[Tensor, ...]:
     from . import native
 
     return native.backward(grad, problem, mean, rstd)
 
 
+def _triton_forward(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
+    from . import triton_launch
+
+    return triton_launch.forward(problem)
+
+
+def _triton_backward(
+    grad: Tensor, problem: Problem, mean: Tensor, rstd: Tensor
+) -> tuple[Tensor, ...]:
+    from . import triton_launch
+
+    return triton_launch.op_backward(grad, problem, mean, rstd)
+
+
+def _cuda_forward(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
+    from . import native
+
+    return native.forward_cuda(problem)
+
+
+def _cuda_backward(
+    grad: Tensor, problem: Problem, mean: Tensor, rstd: Tensor
+) -> tuple[Tensor, ...]:
+    from . import native
+
+    return native.backward_cuda(grad, problem, mean, rstd)
+
+
+@cache
+def _why_no_triton() -> str | None:
+    return None if find_spec("triton") else "triton is not installed"
+
+
+@cache
+def _why_no_device() -> str | None:
+    return None if torch.cuda.is_available() else "there is no CUDA device"
+
+
+# Triton's own switch: its kernels run on CPU tensors, slowly, as Python. For tests.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 TABLE = (
     Implementation(
         name="cpu",
@@ -241,6 +282,22 @@ TABLE = (
         why_not=_extension.why_missing,
         devices=("cpu",),
         note="C++, multithreaded",
+    ),
+    Implementation(
+        name="triton",
+        forward=_triton_forward,
+        backward=_triton_backward,
+        why_not=lambda: _why_no_triton() or (None if INTERPRETED else _why_no_device()),
+        devices=("cuda", "cpu") if INTERPRETED else ("cuda",),
+        note="compiled on first use",
+    ),
+    Implementation(
+        name="cuda",
+        forward=_cuda_forward,
+        backward=_cuda_backward,
+        why_not=lambda: _extension.why_no_cuda() or _why_no_device(),
+        devices=("cuda",),
+        note="C++, where triton is missing",
     ),
     Implementation(
         name="reference",

@@ -209,6 +209,45 @@ void bind_dense_block(py::module_& module) {
       py::arg("threads"), NoGil());
 }
 
+#ifdef ATLAS_WITH_CUDA
+// Addresses are the device's; `stream` is a cudaStream_t of the current device.
+void bind_group_norm_film_cuda(py::module_& module) {
+  module.def("group_norm_film_room", &group_norm_film_room, py::arg("problem"));
+
+  module.def(
+      "group_norm_film_cuda",
+      [](const GroupNormFilm& problem, Address x, const std::string& dtype, Address y, Address mean,
+         Address rstd, Address room, Address stream) {
+        with_activation(x, dtype, [&](auto* data) {
+          using T = std::remove_pointer_t<decltype(data)>;
+          group_norm_film_cuda<T>(problem, data, pointer<T>(y), pointer<double>(mean),
+                                  pointer<double>(rstd), pointer<void>(room), pointer<void>(stream));
+        });
+      },
+      py::arg("problem"), py::arg("x"), py::arg("dtype"), py::arg("y"), py::arg("mean"),
+      py::arg("rstd"), py::arg("room"), py::arg("stream"), NoGil());
+
+  module.def(
+      "group_norm_film_backward_cuda",
+      [](const GroupNormFilm& problem, Address dy, Address x, const std::string& dtype, Address mean,
+         Address rstd, Address dx, bool accumulate, Address weight, Address bias, Address gamma,
+         Address beta, Address room, Address stream) {
+        const GroupNormFilmGradients gradients{pointer<double>(weight), pointer<double>(bias),
+                                               pointer<double>(gamma), pointer<double>(beta)};
+        with_activation(x, dtype, [&](auto* data) {
+          using T = std::remove_pointer_t<decltype(data)>;
+          group_norm_film_backward_cuda<T>(problem, pointer<const T>(dy), data,
+                                           pointer<const double>(mean), pointer<const double>(rstd),
+                                           pointer<T>(dx), accumulate, gradients,
+                                           pointer<void>(room), pointer<void>(stream));
+        });
+      },
+      py::arg("problem"), py::arg("dy"), py::arg("x"), py::arg("dtype"), py::arg("mean"),
+      py::arg("rstd"), py::arg("dx"), py::arg("accumulate"), py::arg("weight"), py::arg("bias"),
+      py::arg("gamma"), py::arg("beta"), py::arg("room"), py::arg("stream"), NoGil());
+}
+#endif
+
 }  // namespace
 
 PYBIND11_MODULE(_kernels, module) {
@@ -246,4 +285,8 @@ PYBIND11_MODULE(_kernels, module) {
 
   bind_group_norm_film(module);
   bind_dense_block(module);
+
+#ifdef ATLAS_WITH_CUDA
+  bind_group_norm_film_cuda(module);
+#endif
 }

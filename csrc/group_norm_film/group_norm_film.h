@@ -78,4 +78,19 @@ void group_norm_film_backward_cpu(const GroupNormFilm& problem, const S* dy, con
                                   bool accumulate, const GroupNormFilmGradients& gradients,
                                   int threads);
 
+// On an NVIDIA GPU (target atlas_kernels_cuda). All addresses are the device's, those in `problem` and
+// `gradients` too; the work is queued on `stream`, a cudaStream_t of the current device, and nothing
+// waits for it. `room` is memory for group_norm_film_room() bytes, aligned to 8, until it is done.
+// What cannot be queued throws std::runtime_error.
+int64_t group_norm_film_room(const GroupNormFilm& problem);
+
+template <typename T>
+void group_norm_film_cuda(const GroupNormFilm& problem, const T* x, T* y, double* mean, double* rstd,
+                          void* room, void* stream);
+
+template <typename T>
+void group_norm_film_backward_cuda(const GroupNormFilm& problem, const T* dy, const T* x,
+                                   const double* mean, const double* rstd, T* dx, bool accumulate,
+                                   const GroupNormFilmGradients& gradients, void* room, void* stream);
+
 }  // namespace atlas_kernels

@@ -1,0 +1,59 @@
+"""dense_block's primitives on a GPU: the Triton layers and the vendor's convolutions."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from atlas_kernels.group_norm_film import triton_launch
+
+from .buffer import Film
+
+channel_statistics = triton_launch.channel_statistics
+group_statistics = triton_launch.group_statistics
+
+
+def scratch_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return what convolutions are computed in: what the buffer holds."""
+    return dtype
+
+
+def prepare(film: Film) -> Film:
+    """Return the parameters as they are."""
+    return film
+
+
+def apply(x_NVK: Tensor, film: Film, mean_NG: Tensor, rstd_NG: Tensor, a_NVK: Tensor) -> None:
+    """Write SiLU(FiLM(GroupNorm(x))) to `a`."""
+    triton_launch.apply(x_NVK, film, mean_NG, rstd_NG, a_NVK, "silu")
+
+
+def backward(
+    da_NVK: Tensor, x_NVK: Tensor, film: Film, mean_NG: Tensor, rstd_NG: Tensor, dx_NVK: Tensor
+) -> tuple[Tensor, ...]:
+    """Add to `dx`, return the gradients of weight, bias, gamma and beta."""
+    of = (da_NVK, x_NVK, film, mean_NG, rstd_NG, dx_NVK)
+    grads = triton_launch.backward(*of, "silu", accumulate=True)
+    return tuple(grad for grad in grads if grad is not None)
+
+
+def copy(source_NVK: Tensor, target_NVK: Tensor) -> None:
+    """Copy, casting; both may be channels of a buffer."""
+    target_NVK.copy_(source_NVK)
+
+
+def convolution(a: Tensor, weight: Tensor, dilation: int) -> Tensor:
+    """Return a 3^3 convolution that keeps the size, in channels last."""
+    y = torch.nn.functional.conv3d(a, weight, padding=dilation, dilation=dilation)
+    return y.contiguous(memory_format=torch.channels_last_3d)
+
+
+def convolution_backward(
+    dy: Tensor, a: Tensor, weight: Tensor, dilation: int
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients of `a`, in channels last, and of the weight."""
+    d = [dilation] * 3
+    da, dw, _ = torch.ops.aten.convolution_backward(
+        dy, a, weight, None, [1] * 3, d, d, False, [0] * 3, 1, [True, True, False]
+    )
+    return da.contiguous(memory_format=torch.channels_last_3d), dw
