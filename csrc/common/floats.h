@@ -1,5 +1,5 @@
 // Storage types and arithmetic types: rows of bfloat16 and float16 are read into float, computed on,
-// and rounded once (to nearest, ties to even) on their way back. Also the exponential, which no
+// and rounded once on their way back. Also the exponential, which no
 // vectoriser finds in libm. All of it is branch-free, so that loops over it become vectors.
 #pragma once
 
@@ -50,11 +50,10 @@ ATLAS_INLINE float widen(float16 value) {
 ATLAS_INLINE void narrow(float value, float& out) { out = value; }
 ATLAS_INLINE void narrow(double value, double& out) { out = value; }
 
-// NaN stays NaN but for one whose fraction is nearly all ones, which arithmetic on other NaNs never
-// gives: to look for it would cost as much as the rounding.
+// To nearest, a tie away from 0, which is half the work of a tie to even. NaN stays NaN but for one
+// whose fraction is nearly all ones, which arithmetic on other NaNs never gives.
 ATLAS_INLINE void narrow(float value, bfloat16& out) {
-  const uint32_t bits = bits_of(value);
-  out.bits = static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+  out.bits = static_cast<uint16_t>((bits_of(value) + 0x8000u) >> 16);
 }
 
 ATLAS_INLINE void narrow(float value, float16& out) {
