@@ -68,9 +68,7 @@ class Encoder(nn.Module):
 
     def _append(self, block: DenseBlock, out_channels: int) -> None:
         self.blocks.append(block)
-        self.norms.append(
-            NormFiLM(block.out_channels, self.config.embedding, self.config.kernels)
-        )
+        self.norms.append(NormFiLM(block.out_channels, self.config.embedding, self.config.kernels))
         self.mixes.append(nn.Conv3d(block.out_channels, out_channels, 1, bias=False))
 
     def forward(self, volume_B1XYZ: Tensor, m_BM: Tensor, kept_BM: Tensor) -> tuple[Tensor, Tensor]:

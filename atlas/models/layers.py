@@ -104,7 +104,9 @@ class Upsample(nn.Module):
 
 def channels_last(x_BCXYZ: Tensor, kernels: Kernels) -> Tensor:
     """Lay a volume out as the fused kernels and the vendors' convolutions like it best."""
-    return x_BCXYZ.contiguous(memory_format=torch.channels_last_3d) if kernels == "auto" else x_BCXYZ
+    if kernels == "reference":
+        return x_BCXYZ
+    return x_BCXYZ.contiguous(memory_format=torch.channels_last_3d)
 
 
 class _ReverseGradient(torch.autograd.Function):

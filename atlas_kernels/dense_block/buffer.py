@@ -1,8 +1,8 @@
 """dense_block over one buffer, whatever the device; what differs is in a module of primitives.
 
 The buffer is the output, (N, X, Y, Z, channels) in memory, so that a layer's input is the first
-channels of each voxel and its output the next ones: nothing is concatenated. Statistics are kept for
-each channel and joined into groups when a layer needs them, so each channel is looked at once.
+channels of each voxel and its output the next ones: nothing is concatenated. Statistics are kept
+for each channel and joined into groups when a layer needs them, so each channel is looked at once.
 
 The backward goes from the last layer to the first with one buffer of gradients, to which every
 layer adds; a layer's activations are computed again. Samples are taken a few at a time, so that the
@@ -26,8 +26,10 @@ Film = tuple[Tensor | None, ...]  # weight, bias (K) and gamma, beta (N, K)
 
 
 class Primitives(Protocol):
-    """What a device must bring. Arguments named x or dx are the first channels of a buffer's voxels,
-    (N, V, K) with strides (V * channels, channels, 1); a and da are dense.
+    """What a device must bring.
+
+    Arguments named x or dx are the first channels of a buffer's voxels, (N, V, K) with strides
+    (V * channels, channels, 1); a and da are dense.
     """
 
     def scratch_dtype(self, dtype: torch.dtype) -> torch.dtype:
@@ -171,7 +173,7 @@ def _prepare(
 
 
 def _joined(grads: Sequence[tuple[Tensor, ...]], layer: Layer) -> tuple[Tensor, ...]:
-    """Join the parts: weights' gradients are summed in order, those of FiLM laid one after another."""
+    """Join the parts: gradients of weights are summed in order, those of FiLM put end to end."""
     if not grads:
         absent = (layer.conv_weight, layer.norm_weight, layer.norm_bias, layer.gamma, layer.beta)
         return tuple(torch.zeros_like(t) for t in absent if t is not None)

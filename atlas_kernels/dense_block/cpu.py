@@ -1,4 +1,4 @@
-"""dense_block's primitives on the CPU: the C++ layers, oneDNN's convolutions, and C++ where it is slow.
+"""dense_block's primitives on the CPU: C++ layers, oneDNN's convolutions, C++ where it is slow.
 
 oneDNN's gradient of a dilated convolution's weight reaches a third of the machine's arithmetic, on
 machines without AVX-512 any convolution's: there ours is 1.2 to 2.6 times faster
@@ -76,9 +76,7 @@ def apply(x_NVK: Tensor, film: Film, mean_NG: Tensor, rstd_NG: Tensor, a_NVK: Te
     """Write SiLU(FiLM(GroupNorm(x))) to `a`."""
     held = Parameters(*film)
     n, voxels, k = x_NVK.shape
-    problem = held.describe(
-        n, k, voxels, mean_NG.shape[1], channels_last=True, row=x_NVK.stride(1)
-    )
+    problem = held.describe(n, k, voxels, mean_NG.shape[1], channels_last=True, row=x_NVK.stride(1))
     kernels().group_norm_film_apply_cpu(
         problem,
         x_NVK.data_ptr(),
@@ -97,9 +95,7 @@ def backward(
     """Add to `dx`, spoil `da`, return the gradients of weight, bias, gamma and beta."""
     held = Parameters(*film)
     n, voxels, k = x_NVK.shape
-    problem = held.describe(
-        n, k, voxels, mean_NG.shape[1], channels_last=True, row=x_NVK.stride(1)
-    )
+    problem = held.describe(n, k, voxels, mean_NG.shape[1], channels_last=True, row=x_NVK.stride(1))
     grads = tuple(None if t is None else torch.empty_like(t) for t in held.tensors)
     kernels().group_norm_film_backward_cpu(
         problem,

@@ -71,7 +71,7 @@ BLOCK = (
     "Tensor[] betas, int[] dilations, int groups_size, float eps"
 )
 N_ARGUMENTS = len(Block._fields)
-# The second output holds the channels' statistics, (2, N, channels): mean, sum of squared deviations.
+# The second output, (2, N, channels), holds each channel's mean and sum of squared deviations.
 torch.library.define(
     "atlas_kernels::dense_block",
     f"(Tensor x, {BLOCK}, str backend) -> (Tensor, Tensor)",
@@ -155,7 +155,7 @@ def _check_layers(x: Tensor, block: Block) -> None:
 
 
 def statistics_dtype(x: Tensor) -> torch.dtype:
-    """Return what the channels' statistics are kept in: float64 on the CPU, where it costs nothing."""
+    """Return what statistics are kept in: float64 on the CPU, where it costs nothing."""
     on_gpu = x.device.type == "cuda" and x.dtype != torch.float64
     return torch.float32 if on_gpu else torch.float64
 

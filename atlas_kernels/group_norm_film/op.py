@@ -1,4 +1,4 @@
-"""group_norm_film as a torch operator: schema, checks, gradient and the table of implementations."""
+"""group_norm_film as a torch operator: schema, checks, gradient, table of implementations."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def check(problem: Problem) -> None:
         raise ValueError(f"x must be (N, C, Y, Z) or (N, C, X, Y, Z), got {tuple(x.shape)}")
     if x.dtype not in DTYPES:
         raise ValueError(f"x must be float32, bfloat16, float16 or float64, got {_name(x.dtype)}")
-    n, c = x.shape[:2]
+    c = x.shape[1]
     if groups < 1 or c < 1 or c % groups:
         raise ValueError(f"groups must divide the {c} channels of x, got {groups}")
     if problem.activation not in ACTIVATIONS:
@@ -104,6 +104,11 @@ def check(problem: Problem) -> None:
         raise ValueError(f"activation must be one of {known}, got {problem.activation!r}")
     if not 0 <= problem.eps < float("inf"):
         raise ValueError(f"eps must be finite and not negative, got {problem.eps}")
+    _check_parameters(problem)
+
+
+def _check_parameters(problem: Problem) -> None:
+    x, (n, c) = problem.x, problem.x.shape[:2]
     shapes = {"weight": (c,), "bias": (c,), "gamma": (n, c), "beta": (n, c)}
     for name, shape in shapes.items():
         value = getattr(problem, name)

@@ -26,7 +26,7 @@ def forward(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
 def backward(
     grad: Tensor, problem: Problem, mean_NG: Tensor, rstd_NG: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of x, weight, bias, gamma and beta; the formulas of the documentation."""
+    """Return the gradients of x, weight, bias, gamma and beta by the documented formulas."""
     z, normed, gain = _modulated(problem, mean_NG, rstd_NG)
     dz = grad.to(z.dtype)
     if problem.activation == "silu":
@@ -38,9 +38,7 @@ def backward(
     back = _grouped(problem, gain * dz)
     normed_NGK = _grouped(problem, normed)
     dx = rstd_NG[:, :, None] * (
-        back
-        - back.mean(2, keepdim=True)
-        - normed_NGK * (back * normed_NGK).mean(2, keepdim=True)
+        back - back.mean(2, keepdim=True) - normed_NGK * (back * normed_NGK).mean(2, keepdim=True)
     )
     return (
         dx.reshape(z.shape).to(problem.x.dtype),

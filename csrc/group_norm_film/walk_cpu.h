@@ -1,0 +1,119 @@
+// How group_norm_film goes over a tensor: stretches, chunks for threads, rows for the inner loops.
+// Private to group_norm_film_cpu.cpp, the only file that includes it.
+//
+// One walk serves both layouts: memory is `outer` stretches of `voxels` voxels of `inner` channels:
+// channels_last (N, V, C), channels_first (N C, V, 1). Voxels are taken together into rows of about
+// kLanes numbers, and whatever belongs to a channel (mean, scale, ...) is laid out beside as columns
+// of one row, so that every inner loop runs over two or more plain arrays of the same length.
+//
+// Chunks do not depend on the number of threads, hence neither do the bits.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <vector>
+
+#include "common/parallel.h"
+#include "group_norm_film/group_norm_film.h"
+#include "group_norm_film/rows_cpu.h"
+
+namespace atlas_kernels {
+namespace {
+
+constexpr int64_t kLanes = 256;               // numbers in a row, about
+constexpr int64_t kChunk = int64_t(1) << 15;  // numbers that one thread takes at a time, about
+
+// The largest power of two that is at most n; 1 for less.
+int64_t power_of_two(int64_t n) {
+  int64_t power = 1;
+  while (2 * power <= n) power *= 2;
+  return power;
+}
+
+struct Walk {
+  explicit Walk(const GroupNormFilm& problem)
+      : outer(problem.channels_last ? problem.samples : problem.samples * problem.channels),
+        voxels(problem.voxels),
+        inner(problem.channels_last ? problem.channels : 1),
+        row_voxels(power_of_two(kLanes / inner)),
+        chunk_voxels(std::max(row_voxels, kChunk / inner / row_voxels * row_voxels)),
+        chunks((voxels + chunk_voxels - 1) / chunk_voxels) {}
+
+  int64_t lanes() const { return row_voxels * inner; }
+  int64_t items() const { return outer * chunks; }
+
+  int64_t outer, voxels, inner;
+  int64_t row_voxels;    // voxels in a row of lanes
+  int64_t chunk_voxels;  // voxels in a chunk, a whole number of rows
+  int64_t chunks;        // in a stretch
+};
+
+// One chunk: `count` voxels of one stretch from voxel `first` on, whose channels begin at `channel` of
+// all samples' channels (n * channels + c).
+struct Chunk {
+  int64_t stretch, first, count, channel;
+};
+
+template <typename Body>
+void for_each_chunk(const Walk& walk, int threads, const Body& body) {
+  parallel_for(walk.items(), threads, [&](int64_t item) {
+    const int64_t stretch = item / walk.chunks, first = item % walk.chunks * walk.chunk_voxels;
+    const int64_t count = std::min(walk.chunk_voxels, walk.voxels - first);
+    body(item, Chunk{stretch, first, count, stretch * walk.inner});
+  });
+}
+
+// Rows of x or dx. They may lie in a wider buffer, or be added to: then they pass through `room`.
+template <typename T>
+struct Rows {
+  using C = Compute<T>;
+  Rows(const Walk& walk, int64_t row, T* data, const Chunk& chunk)
+      : row(row), inner(walk.inner), data(data + (chunk.stretch * walk.voxels + chunk.first) * row) {}
+
+  bool dense() const { return row == inner; }
+  T* at(int64_t voxel) const { return data + voxel * row; }
+  C* gathered(int64_t voxel, int64_t count, std::vector<C>& room) const {
+    room.resize(std::max(room.size(), static_cast<size_t>(count * inner)));
+    gather(at(voxel), row, inner, count, room.data());
+    return room.data();
+  }
+
+  int64_t row, inner;
+  T* data;
+};
+
+// Calls body(first voxel, voxels, numbers) for each row of a chunk.
+template <typename Body>
+void for_each_row(const Walk& walk, const Chunk& chunk, const Body& body) {
+  for (int64_t voxel = 0; voxel < chunk.count; voxel += walk.row_voxels) {
+    const int64_t count = std::min(walk.row_voxels, chunk.count - voxel);
+    body(voxel, count, count * walk.inner);
+  }
+}
+
+// A number a channel -> the columns of a row, and the columns of a row -> sums a channel. Both go by
+// halves (row_voxels is a power of two), so that they are long loops even for one channel.
+template <typename C>
+void spread(const Walk& walk, const double* channels, std::vector<C>& columns) {
+  columns.resize(walk.lanes());
+  for (int64_t c = 0; c < walk.inner; ++c) {
+    columns[c] = std::isnan(channels[c]) ? std::numeric_limits<C>::quiet_NaN()  // see narrow()
+                                         : static_cast<C>(channels[c]);
+  }
+  for (int64_t n = walk.inner; n < walk.lanes(); n *= 2) {
+    std::copy_n(columns.data(), n, columns.data() + n);
+  }
+}
+
+template <typename C>
+void fold(const Walk& walk, std::vector<C>& columns, double* channels) {
+  for (int64_t n = walk.lanes() / 2; n >= walk.inner; n /= 2) {
+    for (int64_t i = 0; i < n; ++i) columns[i] += columns[n + i];
+  }
+  for (int64_t c = 0; c < walk.inner; ++c) channels[c] = static_cast<double>(columns[c]);
+}
+
+}  // namespace
+}  // namespace atlas_kernels
