@@ -1,6 +1,6 @@
 // Storage types and arithmetic types: rows of bfloat16 and float16 are read into float, computed on,
-// and rounded once on their way back. Also the exponential, which no
-// vectoriser finds in libm. All of it is branch-free, so that loops over it become vectors.
+// and rounded once on their way back. Also the sigmoid, whose exponential no vectoriser finds in libm.
+// All of it is branch-free, so that loops over it become vectors.
 #pragma once
 
 #include <cmath>
@@ -54,6 +54,23 @@ ATLAS_INLINE void narrow(double value, double& out) { out = value; }
 // whose fraction is nearly all ones, which arithmetic on other NaNs never gives.
 ATLAS_INLINE void narrow(float value, bfloat16& out) {
   out.bits = static_cast<uint16_t>((bits_of(value) + 0x8000u) >> 16);
+}
+
+// Two neighbours as halves of one 32-bit number: no shuffles, so a third of the work of one by one.
+struct Pair {
+  float low, high;
+};
+
+ATLAS_INLINE Pair widen_pair(const bfloat16* from) {
+  uint32_t both;
+  std::memcpy(&both, from, sizeof both);
+  return {float_of(both << 16), float_of(both & 0xffff0000u)};
+}
+
+ATLAS_INLINE void narrow_pair(Pair values, bfloat16* to) {
+  const uint32_t low = (bits_of(values.low) + 0x8000u) >> 16;
+  const uint32_t both = low | ((bits_of(values.high) + 0x8000u) & 0xffff0000u);
+  std::memcpy(to, &both, sizeof both);
 }
 
 ATLAS_INLINE void narrow(float value, float16& out) {
