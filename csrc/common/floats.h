@@ -57,17 +57,17 @@ ATLAS_INLINE void narrow(float value, bfloat16& out) {
 }
 
 // Two neighbours as halves of one 32-bit number: no shuffles, so a third of the work of one by one.
-struct Pair {
+struct Two {
   float low, high;
 };
 
-ATLAS_INLINE Pair widen_pair(const bfloat16* from) {
+ATLAS_INLINE Two widen_pair(const bfloat16* from) {
   uint32_t both;
   std::memcpy(&both, from, sizeof both);
   return {float_of(both << 16), float_of(both & 0xffff0000u)};
 }
 
-ATLAS_INLINE void narrow_pair(Pair values, bfloat16* to) {
+ATLAS_INLINE void narrow_pair(Two values, bfloat16* to) {
   const uint32_t low = (bits_of(values.low) + 0x8000u) >> 16;
   const uint32_t both = low | ((bits_of(values.high) + 0x8000u) & 0xffff0000u);
   std::memcpy(to, &both, sizeof both);

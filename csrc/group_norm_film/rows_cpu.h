@@ -76,7 +76,7 @@ ATLAS_INLINE void film_pairs(const bfloat16* x, const Columns<float>& columns, b
   const float mean = columns.mean[0], scale = columns.scale[0], shift = columns.shift[0];
   ATLAS_INDEPENDENT
   for (int64_t i = 0; i < n / 2; ++i) {
-    const Pair in = widen_pair(x + 2 * i);
+    const Two in = widen_pair(x + 2 * i);
     narrow_pair({activate<silu>((in.low - mean) * scale + shift),
                  activate<silu>((in.high - mean) * scale + shift)},
                 y + 2 * i);
@@ -90,7 +90,7 @@ ATLAS_INLINE void sums_pairs(const bfloat16* x, const bfloat16* dy, const Column
   const float mean = columns.mean[0], scale = columns.scale[0], shift = columns.shift[0];
   ATLAS_INDEPENDENT
   for (int64_t i = 0; i < n / 2; ++i) {
-    const Pair in = widen_pair(x + 2 * i), grad = widen_pair(dy + 2 * i);
+    const Two in = widen_pair(x + 2 * i), grad = widen_pair(dy + 2 * i);
     const float d = in.low - mean, e = in.high - mean;
     const float p = pull_back<silu>(grad.low, d * scale + shift);
     const float q = pull_back<silu>(grad.high, e * scale + shift);
@@ -107,7 +107,7 @@ ATLAS_INLINE void gradient_pairs(const bfloat16* x, const bfloat16* dz, const Co
   const float slope = columns.slope[0], offset = columns.offset[0];
   ATLAS_INDEPENDENT
   for (int64_t i = 0; i < n / 2; ++i) {
-    const Pair in = widen_pair(x + 2 * i), pulled = widen_pair(dz + 2 * i);
+    const Two in = widen_pair(x + 2 * i), pulled = widen_pair(dz + 2 * i);
     narrow_pair({(scale * pulled.low - offset) - (in.low - mean) * slope,
                  (scale * pulled.high - offset) - (in.high - mean) * slope},
                 dx + 2 * i);
