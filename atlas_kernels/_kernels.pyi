@@ -32,3 +32,39 @@ def splat_backward_cpu(
     grad_fwhm: int,
     threads: int,
 ) -> None: ...
+
+# ma_maps
+
+class FociProblem:
+    def __init__(
+        self,
+        *,
+        bits: int,
+        first: int,
+        shape: Sequence[int],
+        boxes: int,
+        patterns: int,
+        values: int,
+        stride: int,
+        ijk: int,
+        offsets: int,
+        kinds: int,
+        n_studies: int,
+    ) -> None: ...
+
+def pack_mask(mask: int, shape: Sequence[int], bits: int, first: int) -> int: ...
+def ma_sizes(problem: FociProblem, sizes: int, threads: int) -> None: ...
+def ma_fill(
+    problem: FociProblem,
+    kind: str,
+    value: float,
+    starts: int,
+    indices: int,
+    data: int,
+    threads: int,
+) -> None: ...
+def coverage_statistic(problem: FociProblem, weights: int, count: bool, out: int) -> None: ...
+def ale_statistic(problem: FociProblem, out: int) -> None: ...
+def cluster_maxima(
+    bits: int, first: int, shape: Sequence[int], statistic: int, threshold: float
+) -> tuple[int, float]: ...

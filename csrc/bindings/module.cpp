@@ -10,9 +10,11 @@
 #include <array>
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "common/checks.h"
+#include "ma_maps/ma_maps.h"
 #include "splat/splat.h"
 
 namespace py = pybind11;
@@ -59,6 +61,78 @@ SplatProblem splat_problem(Address peaks, Address offsets, Address fwhm, Address
           truncate};
 }
 
+// ---- ma_maps ----------------------------------------------------------------------------------
+
+FociProblem foci_problem(Address bits, Address first, std::array<int64_t, 3> shape, Address boxes,
+                         Address patterns, Address values, int64_t stride, Address ijk,
+                         Address offsets, Address kinds, int64_t n_studies) {
+  return {{{shape[0], shape[1], shape[2]}, pointer<const uint64_t>(bits), pointer<const int64_t>(first)},
+          {pointer<const SupportBox>(boxes), pointer<const uint64_t>(patterns),
+           pointer<const void>(values), stride},
+          pointer<const int32_t>(ijk),
+          pointer<const int64_t>(offsets),
+          pointer<const int64_t>(kinds),
+          n_studies};
+}
+
+MaKind ma_kind(const std::string& kind) {
+  require(kind == "cover" || kind == "count" || kind == "max",
+          "kind must be cover, count or max, got " + kind);
+  return kind == "cover" ? MaKind::cover : kind == "count" ? MaKind::count : MaKind::max;
+}
+
+void bind_ma_maps(py::module_& module) {
+  py::class_<FociProblem>(module, "FociProblem")
+      .def(py::init(&foci_problem), py::kw_only(), py::arg("bits"), py::arg("first"),
+           py::arg("shape"), py::arg("boxes"), py::arg("patterns"), py::arg("values"),
+           py::arg("stride"), py::arg("ijk"), py::arg("offsets"), py::arg("kinds"),
+           py::arg("n_studies"));
+  module.def(
+      "pack_mask",
+      [](Address mask, std::array<int64_t, 3> shape, Address bits, Address first) {
+        return pack_mask(pointer<const uint8_t>(mask), shape.data(), pointer<uint64_t>(bits),
+                         pointer<int64_t>(first));
+      },
+      py::arg("mask"), py::arg("shape"), py::arg("bits"), py::arg("first"), NoGil());
+  module.def(
+      "ma_sizes",
+      [](const FociProblem& problem, Address sizes, int threads) {
+        ma_sizes(problem, pointer<int64_t>(sizes), threads);
+      },
+      py::arg("problem"), py::arg("sizes"), py::arg("threads"), NoGil());
+  module.def(
+      "ma_fill",
+      [](const FociProblem& problem, const std::string& kind, float value, Address starts,
+         Address indices, Address data, int threads) {
+        ma_fill(problem, ma_kind(kind), value, pointer<const int64_t>(starts),
+                pointer<int32_t>(indices), pointer<float>(data), threads);
+      },
+      py::arg("problem"), py::arg("kind"), py::arg("value"), py::arg("starts"),
+      py::arg("indices"), py::arg("data"), py::arg("threads"), NoGil());
+  module.def(
+      "coverage_statistic",
+      [](const FociProblem& problem, Address weights, bool count, Address out) {
+        coverage_statistic(problem, pointer<const double>(weights), count, pointer<double>(out));
+      },
+      py::arg("problem"), py::arg("weights"), py::arg("count"), py::arg("out"), NoGil());
+  module.def(
+      "ale_statistic",
+      [](const FociProblem& problem, Address out) { ale_statistic(problem, pointer<float>(out)); },
+      py::arg("problem"), py::arg("out"), NoGil());
+  module.def(
+      "cluster_maxima",
+      [](Address bits, Address first, std::array<int64_t, 3> shape, Address statistic,
+         double threshold) {
+        const MaskRows mask{{shape[0], shape[1], shape[2]}, pointer<const uint64_t>(bits),
+                            pointer<const int64_t>(first)};
+        const ClusterMaxima maxima =
+            cluster_maxima(mask, pointer<const float>(statistic), threshold);
+        return std::pair<int64_t, double>(maxima.size, maxima.mass);
+      },
+      py::arg("bits"), py::arg("first"), py::arg("shape"), py::arg("statistic"),
+      py::arg("threshold"), NoGil());
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_kernels, module) {
@@ -93,4 +167,6 @@ PYBIND11_MODULE(_kernels, module) {
       },
       py::arg("problem"), py::arg("grad_out"), py::arg("dtype"), py::arg("grad_peaks"),
       py::arg("grad_weights"), py::arg("grad_fwhm"), py::arg("threads"), NoGil());
+
+  bind_ma_maps(module);
 }

@@ -1,0 +1,54 @@
+#include "ma_maps/lines.h"
+
+#include "common/checks.h"
+
+namespace atlas_kernels {
+namespace {
+
+bool overlaps(int64_t first, int64_t length, int64_t size) {
+  return first < size && first + length > 0;
+}
+
+bool reaches(const Voxel& focus, const SupportBox& box, const int64_t* shape) {
+  return overlaps(focus.x + box.x_first, box.x_length, shape[0]) &&
+         overlaps(focus.y + box.y_first, box.y_length, shape[1]) &&
+         overlaps(focus.z + box.z_first, box.z_length, shape[2]);
+}
+
+}  // namespace
+
+Foci::Foci(const FociProblem& problem) : starts_{0} {
+  require(problem.n_studies >= 0, "ma_maps: negative number of studies");
+  require(!problem.supports.values || problem.supports.stride % 8 == 0, "ma_maps: stride must be a multiple of 8");
+  require(problem.offsets[0] == 0, "ma_maps: offsets must start at 0");
+  const auto by_x = [](const Voxel& a, const Voxel& b) { return a.x < b.x; };
+  for (int64_t b = 0; b < problem.n_studies; ++b) {
+    require(problem.offsets[b] <= problem.offsets[b + 1], "ma_maps: offsets must not decrease");
+    boxes_.push_back(problem.supports.boxes[problem.kinds[b]]);
+    for (int64_t p = problem.offsets[b]; p < problem.offsets[b + 1]; ++p) {
+      const int32_t* at = problem.ijk + 3 * p;
+      const Voxel focus{at[0], at[1], at[2]};
+      if (reaches(focus, boxes_.back(), problem.mask.shape)) voxels_.push_back(focus);
+    }
+    std::sort(voxels_.begin() + starts_.back(), voxels_.end(), by_x);
+    starts_.push_back(static_cast<int64_t>(voxels_.size()));
+  }
+}
+
+int64_t pack_mask(const uint8_t* mask, const int64_t* shape, uint64_t* bits, int64_t* first) {
+  const int64_t words = (shape[2] + 63) / 64;
+  int64_t n = 0;
+  for (int64_t line = 0; line < shape[0] * shape[1]; ++line, mask += shape[2]) {
+    for (int64_t w = 0; w < words; ++w) {
+      const int64_t end = std::min<int64_t>(shape[2] - 64 * w, 64);
+      uint64_t word = 0;
+      for (int64_t z = 0; z < end; ++z) word |= static_cast<uint64_t>(mask[64 * w + z] != 0) << z;
+      bits[line * words + w] = word;
+      first[line * words + w] = n;
+      n += count_bits(word);
+    }
+  }
+  return n;
+}
+
+}  // namespace atlas_kernels
