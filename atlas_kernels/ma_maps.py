@@ -50,11 +50,13 @@ class Mask:
         """Pack an (X, Y, Z) array of bool."""
         if inside.ndim != 3:
             raise Unsupported(f"the mask has {inside.ndim} dimensions, not 3")
-        inside = np.ascontiguousarray(inside, dtype=bool)
         x, y, z = inside.shape
-        bits = np.empty((x, y, -(-z // 64)), np.uint64)
+        packed = np.packbits(inside, axis=-1, bitorder="little")
+        octets = np.zeros((x, y, -(-z // 64) * 8), np.uint8)
+        octets[..., : packed.shape[-1]] = packed
+        bits = octets.view("<u8").astype(np.uint64, copy=False)
         first = np.empty(bits.shape, np.int64)
-        n = kernels().pack_mask(_address(inside), (x, y, z), _address(bits), _address(first))
+        n = kernels().count_mask(_address(bits), bits.size, _address(first))
         return cls((x, y, z), bits, first, n)
 
 

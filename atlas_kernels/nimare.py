@@ -11,6 +11,7 @@ the C++ code does not draw, NiMARE's own code runs and one warning says why. Imp
 
 from __future__ import annotations
 
+import threading
 import warnings
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,6 +26,8 @@ import pandas as pd
 from joblib import Memory
 from nimare.meta.cbma import ALE, MKDADensity
 from nimare.meta.kernel import ALEKernel, KDAKernel, MKDAKernel
+from nimare.nimads import Studyset
+from nimare.studyset import normalize_collection
 from scipy import ndimage, sparse
 
 from atlas_kernels._extension import why_missing
@@ -83,11 +86,29 @@ def _fall_back(reason: str) -> None:
 # ---- kernels as supports -------------------------------------------------------------------------
 
 
-def _inside(mask: Any) -> Array:
-    from nimare.utils import _mask_img_to_bool
+class _LastMask:
+    """The mask that was packed last: packing it again would take longer than a map."""
 
-    inside: Array = _mask_img_to_bool(mask)
-    return inside
+    inside: Array = np.zeros(0, bool)
+    packed: Mask
+
+    def pack(self, image: Any) -> Mask:
+        from nimare.utils import _mask_img_to_bool
+
+        inside = _mask_img_to_bool(image)
+        if not np.array_equal(inside, self.inside):
+            self.packed, self.inside = Mask.from_array(inside), inside.copy(order="K")
+        return self.packed
+
+
+_last_mask = threading.local()
+
+
+def _mask(image: Any) -> Mask:
+    if not hasattr(_last_mask, "cache"):
+        _last_mask.cache = _LastMask()
+    packed: Mask = _last_mask.cache.pack(image)
+    return packed
 
 
 @lru_cache(maxsize=64)
@@ -161,7 +182,7 @@ class _FastSpheres(KDAKernel):
         support = _sphere(tuple(mask.header.get_zooms()), self.r)
         studies = _Studies.of(coordinates["id"].values)
         kinds = np.zeros(len(studies.ids), np.int64)
-        maps = MaMaps(Mask.from_array(_inside(mask)), [support], studies.offsets, kinds)
+        maps = MaMaps(_mask(mask), [support], studies.offsets, kinds)
         ijk = _foci(coordinates, studies)
         if return_type == "summary_array":
             weights = np.full(len(studies.ids), np.int32(self.value), np.float64)
@@ -187,6 +208,18 @@ class FastMKDAKernel(_FastSpheres, MKDAKernel):
 
 class FastALEKernel(ALEKernel):
     """``nimare.meta.kernel.ALEKernel``, faster; parameters and results are the same."""
+
+    def transform(self, dataset: Any, masker: Any = None, return_type: str = "image") -> Any:
+        """Return the modeled activation maps of a Studyset, a Dataset or a DataFrame.
+
+        As ``KernelTransformer.transform``, which looks up sample sizes, study by study, also where
+        one width was given for all: a table of coordinates spares it that.
+        """
+        one_width = self.fwhm is not None or self.sample_size is not None
+        if one_width and masker is None and isinstance(dataset, Studyset):
+            dataset = normalize_collection(dataset)
+            masker, dataset = dataset.masker, dataset.coordinates[["id", "x", "y", "z"]]
+        return super().transform(dataset, masker, return_type)
 
     def _transform(self, mask: Any, coordinates: pd.DataFrame, return_type: str = "sparse") -> Any:
         if _can_run() and self._is_usual(coordinates):
@@ -219,7 +252,7 @@ class FastALEKernel(ALEKernel):
             unique, kinds = np.unique(sizes, return_inverse=True)
             supports = [_gaussian(zooms, size, None) for size in unique]
         kinds = np.ascontiguousarray(kinds, np.int64)
-        maps = MaMaps(Mask.from_array(_inside(mask)), supports, studies.offsets, kinds)
+        maps = MaMaps(_mask(mask), supports, studies.offsets, kinds)
         return _csr(maps, _foci(coordinates, studies), "max"), studies.ids
 
 
@@ -265,7 +298,7 @@ def _fast_plan(plan: Any, mask: Any) -> _FastPlan:
         kinds = np.zeros(plan.n_groups, np.int64)
     supports = [Support.from_offsets(*part) for part in parts]
     offsets = np.ascontiguousarray(plan.offsets, np.int64)
-    maps = MaMaps(Mask.from_array(_inside(mask)), supports, offsets, kinds)
+    maps = MaMaps(_mask(mask), supports, offsets, kinds)
     return _FastPlan(plan, maps, is_ale)
 
 

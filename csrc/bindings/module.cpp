@@ -88,12 +88,11 @@ void bind_ma_maps(py::module_& module) {
            py::arg("stride"), py::arg("ijk"), py::arg("offsets"), py::arg("kinds"),
            py::arg("n_studies"));
   module.def(
-      "pack_mask",
-      [](Address mask, std::array<int64_t, 3> shape, Address bits, Address first) {
-        return pack_mask(pointer<const uint8_t>(mask), shape.data(), pointer<uint64_t>(bits),
-                         pointer<int64_t>(first));
+      "count_mask",
+      [](Address bits, int64_t n_words, Address first) {
+        return count_mask(pointer<const uint64_t>(bits), n_words, pointer<int64_t>(first));
       },
-      py::arg("mask"), py::arg("shape"), py::arg("bits"), py::arg("first"), NoGil());
+      py::arg("bits"), py::arg("n_words"), py::arg("first"), NoGil());
   module.def(
       "ma_sizes",
       [](const FociProblem& problem, Address sizes, int threads) {

@@ -132,6 +132,7 @@ template <typename T>
 class ValuePlane {
  public:
   static constexpr int64_t kMargin = 64 + 8;
+  static constexpr int64_t kStep = 32 / sizeof(T);
 
   ValuePlane(int64_t n_lines, int64_t line_length)
       : stride_(line_length + 2 * kMargin), values_(n_lines * stride_), spans_(n_lines) {}
@@ -155,10 +156,13 @@ class ValuePlane {
     T* ATLAS_RESTRICT from = line(y);
     const Span span = spans_[y];
     spans_[y] = Span();
-    if (sum) {
-      for (int64_t z = span.begin; z < span.end; ++z) sum[z] += from[z];
+    // Whole steps: what lies beyond the span is 0.
+    for (int64_t z = span.begin; z < span.end; z += kStep) {
+      for (int64_t i = z; i < z + kStep; ++i) {
+        if (sum) sum[i] += from[i];
+        from[i] = T(0);
+      }
     }
-    for (int64_t z = span.begin; z < span.end; ++z) from[z] = T(0);
   }
 
  private:
@@ -166,13 +170,12 @@ class ValuePlane {
     int32_t begin = INT32_MAX, end = INT32_MIN;
   };
 
-  // `length` is a multiple of 32 bytes.
+  // `length` is a multiple of kStep.
   template <MaKind kind>
   static ATLAS_INLINE void draw_row(T* ATLAS_RESTRICT to, const T* ATLAS_RESTRICT from,
                                     int64_t length) {
-    constexpr int64_t step = 32 / sizeof(T);
-    for (int64_t i = 0; i < length; i += step) {
-      for (int64_t j = i; j < i + step; ++j) {
+    for (int64_t i = 0; i < length; i += kStep) {
+      for (int64_t j = i; j < i + kStep; ++j) {
         to[j] = kind == MaKind::count ? to[j] + from[j] : (from[j] > to[j] ? from[j] : to[j]);
       }
     }

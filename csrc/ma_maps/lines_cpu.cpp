@@ -35,18 +35,11 @@ Foci::Foci(const FociProblem& problem) : starts_{0} {
   }
 }
 
-int64_t pack_mask(const uint8_t* mask, const int64_t* shape, uint64_t* bits, int64_t* first) {
-  const int64_t words = (shape[2] + 63) / 64;
+int64_t count_mask(const uint64_t* bits, int64_t n_words, int64_t* first) {
   int64_t n = 0;
-  for (int64_t line = 0; line < shape[0] * shape[1]; ++line, mask += shape[2]) {
-    for (int64_t w = 0; w < words; ++w) {
-      const int64_t end = std::min<int64_t>(shape[2] - 64 * w, 64);
-      uint64_t word = 0;
-      for (int64_t z = 0; z < end; ++z) word |= static_cast<uint64_t>(mask[64 * w + z] != 0) << z;
-      bits[line * words + w] = word;
-      first[line * words + w] = n;
-      n += count_bits(word);
-    }
+  for (int64_t w = 0; w < n_words; ++w) {
+    first[w] = n;
+    n += count_bits(bits[w]);
   }
   return n;
 }

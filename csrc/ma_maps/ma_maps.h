@@ -25,8 +25,8 @@ struct MaskRows {
   int64_t words() const { return (shape[2] + 63) / 64; }
 };
 
-// mask: (X, Y, Z) of 0 or 1, C order. Writes bits and first; returns the number of voxels.
-int64_t pack_mask(const uint8_t* mask, const int64_t* shape, uint64_t* bits, int64_t* first);
+// Writes MaskRows::first from its bits, n_words of each; returns the number of voxels.
+int64_t count_mask(const uint64_t* bits, int64_t n_words, int64_t* first);
 
 // Where a support lies around its focus; the layout is that of a (K, 7) int64 array.
 struct SupportBox {

@@ -6,105 +6,143 @@
 namespace atlas_kernels {
 namespace {
 
-// Calls draw(patch) for each focus of a study in each plane, then read(x, y) for each line drawn on.
-template <typename Draw, typename Read>
-ATLAS_INLINE void for_each_plane(const FociProblem& problem, const Study& study, const Draw& draw,
+// Studies first, first + step, ... of a problem: what one thread draws with one set of planes.
+struct Share {
+  const FociProblem& problem;
+  const Foci& foci;
+  int64_t first, step;
+};
+
+// For each study b of the share: begin(b), then in each plane draw(patch) for each focus and
+// read(x, y) for each line drawn on.
+template <typename Begin, typename Draw, typename Read>
+ATLAS_INLINE void for_each_plane(const Share& share, const Begin& begin, const Draw& draw,
                                  const Read& read) {
-  const int64_t n_lines = problem.mask.shape[1];
+  const int64_t n_lines = share.problem.mask.shape[1];
   Touched touched(n_lines);
-  Window window;
-  for (int64_t x = 0; x < problem.mask.shape[0]; ++x) {
-    window.move_to(x, study);
-    for (int64_t f = window.begin; f < window.end; ++f) {
-      const Patch patch = patch_of(study, study.foci[f], x, n_lines);
-      touched.add(patch.y, patch.n);
-      draw(patch);
+  for (int64_t b = share.first; b < share.problem.n_studies; b += share.step) {
+    const Study study = share.foci.study(b);
+    begin(b);
+    Window window;
+    for (int64_t x = 0; x < share.problem.mask.shape[0]; ++x) {
+      window.move_to(x, study);
+      for (int64_t f = window.begin; f < window.end; ++f) {
+        const Patch patch = patch_of(study, study.foci[f], x, n_lines);
+        touched.add(patch.y, patch.n);
+        draw(patch);
+      }
+      touched.take([&](int64_t y) { read(x, y); });
     }
-    touched.take([&](int64_t y) { read(x, y); });
   }
 }
 
-ATLAS_INLINE int64_t count_study(const FociProblem& problem, const Study& study) {
-  const int64_t words = problem.mask.words(), n_lines = problem.mask.shape[1];
+ATLAS_INLINE void count_share(const Share& share, int64_t* sizes) {
+  const MaskRows mask = share.problem.mask;
+  const uint64_t* const patterns = share.problem.supports.patterns;
+  const int64_t words = mask.words(), n_lines = mask.shape[1];
   BitPlane covered(n_lines, words);
-  int64_t size = 0;
+  int64_t* size = nullptr;
   for_each_plane(
-      problem, study, [&](const Patch& patch) { covered.draw(patch, problem.supports.patterns); },
+      share, [&](int64_t b) { *(size = sizes + b) = 0; },
+      [&](const Patch& patch) { covered.draw(patch, patterns); },
       [&](int64_t x, int64_t y) {
-        const uint64_t* mask = problem.mask.bits + (x * n_lines + y) * words;
-        for (int64_t w = 0; w < words; ++w) size += count_bits(covered.take(y, w) & mask[w]);
+        const uint64_t* bits = mask.bits + (x * n_lines + y) * words;
+        for (int64_t w = 0; w < words; ++w) *size += count_bits(covered.take(y, w) & bits[w]);
       });
-  return size;
+}
+
+// The arrays of the matrix.
+struct Csr {
+  float value;
+  const int64_t* starts;
+  int32_t* indices;
+  float* data;
+};
+
+// to[i] = value(i) for i in [0, n), sixteen at a time: what is written beyond n, but before `end`, is
+// written again later.
+template <typename T, typename Value>
+ATLAS_INLINE void write_run(T* ATLAS_RESTRICT to, const T* end, int64_t n, const Value& value) {
+  if (end - to >= n + 15) {
+    for (int64_t i = 0; i < n; i += 16) {
+      for (int64_t j = i; j < i + 16; ++j) to[j] = value(j);
+    }
+  } else {
+    for (int64_t i = 0; i < n; ++i) to[i] = value(i);
+  }
 }
 
 template <MaKind kind>
-ATLAS_INLINE void fill_study(const FociProblem& problem, const Study& study, float value,
-                             int32_t* indices, float* data) {
-  const Supports& supports = problem.supports;
-  const int64_t words = problem.mask.words(), n_lines = problem.mask.shape[1];
-  const int64_t length = (study.box.z_length + 7) & ~int64_t(7);
+ATLAS_INLINE void fill_share(const Share& share, const Csr& csr) {
+  const MaskRows mask = share.problem.mask;
+  const Supports supports = share.problem.supports;
+  const float* const table = static_cast<const float*>(supports.values);
+  const int64_t words = mask.words(), n_lines = mask.shape[1];
+  const float value = csr.value;
   BitPlane covered(n_lines, words);
-  ValuePlane<float> plane(kind == MaKind::cover ? 0 : n_lines, problem.mask.shape[2]);
+  ValuePlane<float> plane(n_lines, mask.shape[2]);
+  int64_t length = 0, at = 0, end = 0;
+  const auto begin = [&](int64_t b) {
+    length = (supports.boxes[share.problem.kinds[b]].z_length + 7) & ~int64_t(7);
+    at = csr.starts[b];
+    end = csr.starts[b + 1];
+  };
   const auto draw = [&](const Patch& patch) {
     covered.draw(patch, supports.patterns);
-    if constexpr (kind != MaKind::cover) {
-      plane.template draw<kind>(patch, static_cast<const float*>(supports.values), supports.stride, length);
-    }
+    if (kind != MaKind::cover) plane.template draw<kind>(patch, table, supports.stride, length);
   };
   const auto read = [&](int64_t x, int64_t y) {
     for (int64_t w = 0; w < words; ++w) {
       const int64_t place = (x * n_lines + y) * words + w;
-      const uint64_t word = covered.take(y, w) & problem.mask.bits[place];
-      for_each_run(problem.mask, place, w, word, [&](int64_t z, int run, int64_t column) {
-        for (int i = 0; i < run; ++i) indices[i] = static_cast<int32_t>(column) + i;
-        if constexpr (kind == MaKind::cover) {
-          for (int i = 0; i < run; ++i) data[i] = value;
-        } else {
-          const float* ATLAS_RESTRICT values = plane.line(y) + z;
-          for (int i = 0; i < run; ++i) data[i] = kind == MaKind::count ? values[i] * value : values[i];
-        }
-        indices += run;
-        data += run;
+      const uint64_t word = covered.take(y, w) & mask.bits[place];
+      for_each_run(mask, place, w, word, [&](int64_t z, int run, int64_t column) {
+        const int32_t first = static_cast<int32_t>(column);
+        const float* values = plane.line(y) + z;
+        write_run(csr.indices + at, csr.indices + end, run,
+                  [&](int64_t i) { return first + static_cast<int32_t>(i); });
+        write_run(csr.data + at, csr.data + end, run, [&](int64_t i) {
+          return kind == MaKind::cover ? value : kind == MaKind::count ? values[i] * value : values[i];
+        });
+        at += run;
       });
     }
-    if constexpr (kind != MaKind::cover) plane.take(y, nullptr);
+    if (kind != MaKind::cover) plane.take(y, nullptr);
   };
-  for_each_plane(problem, study, draw, read);
+  for_each_plane(share, begin, draw, read);
 }
 
-ATLAS_MULTIVERSION int64_t count(const FociProblem& problem, const Study& study) {
-  return count_study(problem, study);
+ATLAS_MULTIVERSION void count(const Share& share, int64_t* sizes) { count_share(share, sizes); }
+ATLAS_MULTIVERSION void fill_cover(const Share& share, const Csr& csr) {
+  fill_share<MaKind::cover>(share, csr);
 }
-ATLAS_MULTIVERSION void fill_cover(const FociProblem& problem, const Study& study, float value,
-                                   int32_t* indices, float* data) {
-  fill_study<MaKind::cover>(problem, study, value, indices, data);
+ATLAS_MULTIVERSION void fill_count(const Share& share, const Csr& csr) {
+  fill_share<MaKind::count>(share, csr);
 }
-ATLAS_MULTIVERSION void fill_count(const FociProblem& problem, const Study& study, float value,
-                                   int32_t* indices, float* data) {
-  fill_study<MaKind::count>(problem, study, value, indices, data);
+ATLAS_MULTIVERSION void fill_max(const Share& share, const Csr& csr) {
+  fill_share<MaKind::max>(share, csr);
 }
-ATLAS_MULTIVERSION void fill_max(const FociProblem& problem, const Study& study, float value,
-                                 int32_t* indices, float* data) {
-  fill_study<MaKind::max>(problem, study, value, indices, data);
+
+// Calls body(share) on each thread's shares: several, because studies differ in size.
+template <typename Body>
+void for_each_share(const FociProblem& problem, int threads, const Body& body) {
+  const Foci foci(problem);
+  const int64_t shares = threads > 1 ? 8 * static_cast<int64_t>(threads) : 1;
+  parallel_for(shares, threads, [&](int64_t i) { body(Share{problem, foci, i, shares}); });
 }
 
 }  // namespace
 
 void ma_sizes(const FociProblem& problem, int64_t* sizes, int threads) {
-  const Foci foci(problem);
-  parallel_for(problem.n_studies, threads,
-               [&](int64_t b) { sizes[b] = count(problem, foci.study(b)); });
+  for_each_share(problem, threads, [&](const Share& share) { count(share, sizes); });
 }
 
 void ma_fill(const FociProblem& problem, MaKind kind, float value, const int64_t* starts,
              int32_t* indices, float* data, int threads) {
-  const Foci foci(problem);
+  const Csr csr{value, starts, indices, data};
   const auto fill = kind == MaKind::cover   ? fill_cover
                     : kind == MaKind::count ? fill_count
                                             : fill_max;
-  parallel_for(problem.n_studies, threads, [&](int64_t b) {
-    fill(problem, foci.study(b), value, indices + starts[b], data + starts[b]);
-  });
+  for_each_share(problem, threads, [&](const Share& share) { fill(share, csr); });
 }
 
 }  // namespace atlas_kernels
