@@ -128,12 +128,12 @@ class MaMaps:
         return data, indices, starts
 
     def coverage(self, ijk: Array, weights: Array, count: bool = False) -> Array:
-        """Sum over studies of weight times cover, or count, on one core: (V,) float64."""
+        """Sum over studies of weight times cover, or count, on one core: (V,) float32."""
         problem, _keep = self._problem(ijk, None)
         weights = np.ascontiguousarray(weights, np.float64)
         if weights.shape != self.kinds.shape:
             raise ValueError(f"weights must be one a study, {self.kinds.shape}, got {weights.shape}")
-        out = np.empty(self.mask.n_voxels, np.float64)
+        out = np.empty(self.mask.n_voxels, np.float32)
         kernels().coverage_statistic(problem, _address(weights), count, _address(out))
         return out
 

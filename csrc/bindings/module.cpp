@@ -111,7 +111,7 @@ void bind_ma_maps(py::module_& module) {
   module.def(
       "coverage_statistic",
       [](const FociProblem& problem, Address weights, bool count, Address out) {
-        coverage_statistic(problem, pointer<const double>(weights), count, pointer<double>(out));
+        coverage_statistic(problem, pointer<const double>(weights), count, pointer<float>(out));
       },
       py::arg("problem"), py::arg("weights"), py::arg("count"), py::arg("out"), NoGil());
   module.def(

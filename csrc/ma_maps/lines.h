@@ -127,15 +127,16 @@ class BitPlane {
   std::vector<uint64_t> words_;
 };
 
-// The sums or maxima of the rows of foci in a plane, with room on either side of each line.
+// The sums or maxima of the rows of foci in a plane. Each line has a margin on either side for what
+// sticks out: as long as a row, and what is written or read in whole steps beyond it.
 template <typename T>
 class ValuePlane {
  public:
-  static constexpr int64_t kMargin = 64 + 8;
   static constexpr int64_t kStep = 32 / sizeof(T);
 
-  ValuePlane(int64_t n_lines, int64_t line_length)
-      : stride_(line_length + 2 * kMargin), values_(n_lines * stride_), spans_(n_lines) {}
+  ValuePlane(int64_t n_lines, int64_t line_length, int64_t row_length)
+      : margin_(row_length + 16), stride_(line_length + 2 * margin_), values_(n_lines * stride_),
+        spans_(n_lines) {}
 
   template <MaKind kind>
   ATLAS_INLINE void draw(const Patch& patch, const T* table, int64_t table_stride, int64_t length) {
@@ -149,7 +150,7 @@ class ValuePlane {
     }
   }
 
-  ATLAS_INLINE T* line(int64_t y) { return values_.data() + y * stride_ + kMargin; }
+  ATLAS_INLINE T* line(int64_t y) { return values_.data() + y * stride_ + margin_; }
 
   // Adds a line to `sum`, where that is not null, and erases it.
   ATLAS_INLINE void take(int64_t y, T* ATLAS_RESTRICT sum) {
@@ -181,7 +182,7 @@ class ValuePlane {
     }
   }
 
-  int64_t stride_;
+  int64_t margin_, stride_;
   std::vector<T> values_;
   std::vector<Span> spans_;
 };

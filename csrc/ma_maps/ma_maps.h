@@ -61,10 +61,10 @@ void ma_sizes(const FociProblem& problem, int64_t* sizes, int threads);
 void ma_fill(const FociProblem& problem, MaKind kind, float value, const int64_t* starts,
              int32_t* indices, float* data, int threads);
 
-// out: (V,) over the voxels of the mask. weights: (B,). Sums run in the order of the studies.
-void coverage_statistic(const FociProblem& problem, const double* weights, bool count, double* out);
+// out: (V,) over the voxels of the mask. weights: (B,). Sums run in float64, in the order of studies.
+void coverage_statistic(const FociProblem& problem, const double* weights, bool count, float* out);
 
-// The float64 values are -log1p(-MA). out: (V,). Sums run in the order of the studies.
+// The float64 values are -log1p(-MA). out: (V,). Sums run in float64, in the order of studies.
 void ale_statistic(const FociProblem& problem, float* out);
 
 struct ClusterMaxima {

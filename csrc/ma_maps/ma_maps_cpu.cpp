@@ -80,7 +80,7 @@ ATLAS_INLINE void fill_share(const Share& share, const Csr& csr) {
   const int64_t words = mask.words(), n_lines = mask.shape[1];
   const float value = csr.value;
   BitPlane covered(n_lines, words);
-  ValuePlane<float> plane(n_lines, mask.shape[2]);
+  ValuePlane<float> plane(n_lines, mask.shape[2], supports.stride);
   int64_t length = 0, at = 0, end = 0;
   const auto begin = [&](int64_t b) {
     length = (supports.boxes[share.problem.kinds[b]].z_length + 7) & ~int64_t(7);

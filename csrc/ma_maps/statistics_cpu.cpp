@@ -36,9 +36,9 @@ ATLAS_INLINE void for_each_plane(const FociProblem& problem, const Draw& draw, c
 // The statistic of one plane.
 class Sums {
  public:
-  explicit Sums(const int64_t* shape)
-      : stride_(shape[2] + 2 * kMargin), values_(shape[1] * stride_) {}
-  ATLAS_INLINE double* line(int64_t y) { return values_.data() + y * stride_ + kMargin; }
+  Sums(const int64_t* shape, int64_t row_length)
+      : margin_(row_length + 16), stride_(shape[2] + 2 * margin_), values_(shape[1] * stride_) {}
+  ATLAS_INLINE double* line(int64_t y) { return values_.data() + y * stride_ + margin_; }
 
   // Calls write(column, sum) for each voxel of the mask in plane x and sets all sums to 0.
   template <typename Write>
@@ -56,8 +56,7 @@ class Sums {
   }
 
  private:
-  static constexpr int64_t kMargin = ValuePlane<double>::kMargin;
-  int64_t stride_;
+  int64_t margin_, stride_;
   std::vector<double> values_;
 };
 
@@ -84,13 +83,13 @@ ATLAS_INLINE void add_bits(double* line, uint64_t word, const Fours& fours) {
 }
 
 ATLAS_INLINE void coverage_of_planes(const FociProblem& problem, const double* weights, bool counted,
-                                     double* out) {
+                                     float* out) {
   const int64_t words = problem.mask.words(), n_lines = problem.mask.shape[1];
   const uint64_t* patterns = problem.supports.patterns;
   std::vector<Fours> fours;
   for (int64_t b = 0; b < problem.n_studies; ++b) fours.push_back(fours_of(weights[b]));
   BitPlane covered(n_lines, words);
-  Sums sums(problem.mask.shape);
+  Sums sums(problem.mask.shape, counted ? 64 : 0);
   for_each_plane(
       problem,
       [&](int64_t b, const Patch& patch) {
@@ -106,7 +105,7 @@ ATLAS_INLINE void coverage_of_planes(const FociProblem& problem, const double* w
         }
       },
       [&](int64_t x) {
-        sums.take(problem.mask, x, [&](int64_t column, double sum) { out[column] = sum; });
+        sums.take(problem.mask, x, [&](int64_t column, double sum) { out[column] = static_cast<float>(sum); });
       });
 }
 
@@ -114,13 +113,14 @@ ATLAS_INLINE void coverage_of_planes(const FociProblem& problem, const double* w
 
 ATLAS_INLINE void ale_of_planes(const FociProblem& problem, float* out) {
   const double* table = static_cast<const double*>(problem.supports.values);
-  ValuePlane<double> plane(problem.mask.shape[1], problem.mask.shape[2]);
-  Sums sums(problem.mask.shape);
+  const int64_t stride = problem.supports.stride;
+  ValuePlane<double> plane(problem.mask.shape[1], problem.mask.shape[2], stride);
+  Sums sums(problem.mask.shape, stride);
   for_each_plane(
       problem,
       [&](int64_t b, const Patch& patch) {
         const int64_t length = problem.supports.boxes[problem.kinds[b]].z_length + 3;
-        plane.draw<MaKind::max>(patch, table, problem.supports.stride, length & ~int64_t(3));
+        plane.draw<MaKind::max>(patch, table, stride, length & ~int64_t(3));
       },
       [&](int64_t, int64_t, int64_t y) { plane.take(y, sums.line(y)); },
       [&](int64_t x) {
@@ -131,7 +131,7 @@ ATLAS_INLINE void ale_of_planes(const FociProblem& problem, float* out) {
 }
 
 ATLAS_MULTIVERSION void coverage(const FociProblem& problem, const double* weights, bool counted,
-                                 double* out) {
+                                 float* out) {
   coverage_of_planes(problem, weights, counted, out);
 }
 
@@ -139,7 +139,7 @@ ATLAS_MULTIVERSION void ale(const FociProblem& problem, float* out) { ale_of_pla
 
 }  // namespace
 
-void coverage_statistic(const FociProblem& problem, const double* weights, bool count, double* out) {
+void coverage_statistic(const FociProblem& problem, const double* weights, bool count, float* out) {
   coverage(problem, weights, count, out);
 }
 
