@@ -1,8 +1,9 @@
 """Modeled activation (MA) maps and their statistics, on whole voxels of a mask, for NumPy arrays.
 
-What ``atlas_kernels.nimare`` is made of; knows neither NiMARE nor torch. A kernel is a list of voxel
-offsets, with values where it is not constant (``Support``); a study's MA map holds, at each voxel, the
-union, the number or the greatest value of its foci's kernels. The maths: docs/kernels/nimare.md.
+What ``atlas_kernels.nimare`` is made of; knows neither NiMARE nor torch. A kernel is a list of
+voxel offsets, with values where it is not constant (``Support``); a study's MA map holds, at each
+voxel, the union, the number or the greatest value of its foci's kernels. The maths:
+docs/kernels/nimare.md.
 """
 
 from __future__ import annotations
@@ -132,7 +133,9 @@ class MaMaps:
         problem, _keep = self._problem(ijk, None)
         weights = np.ascontiguousarray(weights, np.float64)
         if weights.shape != self.kinds.shape:
-            raise ValueError(f"weights must be one a study, {self.kinds.shape}, got {weights.shape}")
+            raise ValueError(
+                f"weights must be one a study, {self.kinds.shape}, got {weights.shape}"
+            )
         out = np.empty(self.mask.n_voxels, np.float32)
         kernels().coverage_statistic(problem, _address(weights), count, _address(out))
         return out
