@@ -36,6 +36,6 @@ def __getattr__(name: str) -> Any:
     try:
         return getattr(import_module(_HOMES[name]), name)
     except ModuleNotFoundError as error:
-        if error.name != "nimare":
+        if (error.name or "").partition(".")[0] != "nimare":
             raise
         raise ImportError(f"{name} needs NiMARE: pip install 'nimare>=0.22,<0.23'") from error

@@ -23,7 +23,8 @@ _warned: set[str] = set()
 
 
 @lru_cache(maxsize=1)
-def _missing_hook() -> str | None:
+def missing_hook() -> str | None:
+    """Name what NiMARE lacks of what is used here."""
     for place, names in HOOKS.items():
         module, _, attribute = place.partition(":")
         try:
@@ -39,7 +40,7 @@ def _missing_hook() -> str | None:
 
 def can_run() -> bool:
     """Tell whether the fast code can run here at all; warn once if not."""
-    reason = why_missing() or _missing_hook()
+    reason = why_missing() or missing_hook()
     if reason:
         fall_back(reason)
     return reason is None
