@@ -42,11 +42,11 @@ def drawn_sizes(names: Any) -> dict[str, int | None]:
 
 
 @cache
-def bundled() -> Studyset:
-    """The first 40 studies that NiMARE carries, with drawn sample sizes."""
+def bundled(n: int = 24) -> Studyset:
+    """The first studies that NiMARE carries, with drawn sample sizes."""
     folder = Path(get_resource_path()) / "nback_vs_flanker_studyset_2026-07"
     table = Studyset.from_parquet(str(folder), target=None).coordinates
-    return _first(table, "study_id", 40)
+    return _first(table, "study_id", n)
 
 
 @cache

@@ -83,9 +83,9 @@ def test_same_seed_same_distributions(case: str) -> None:
     theirs, ours, options, correction = CASES[case]
     correction = dict(correction)
     given = studysets.bundled()
-    results = [corrected(ours(random_state=7, **options), given, 5, **correction)]
+    results = [corrected(ours(random_state=7, **options), given, 4, **correction)]
     correction["n_cores"] = 1  # of NiMARE's: its processes take long to start
-    results.append(corrected(theirs(random_state=7, **options), given, 5, **correction))
+    results.append(corrected(theirs(random_state=7, **options), given, 4, **correction))
     assert_same_inference(*results)
     if not correction.get("vfwe_only"):
         sizes = results[0].estimator.null_distributions_
@@ -93,7 +93,7 @@ def test_same_seed_same_distributions(case: str) -> None:
 
 
 def test_neurosynth() -> None:
-    given = studysets.neurosynth(require_neurosynth(), 60)
+    given = studysets.neurosynth(require_neurosynth(), 40)
     for theirs, ours in ((ALE, FastALE), (MKDADensity, FastMKDADensity)):
         results = [corrected(make(random_state=1), given, 3) for make in (ours, theirs)]
         assert_same_inference(*results)
@@ -128,7 +128,7 @@ def test_counted_spheres_are_summed_in_permutations() -> None:
 def test_a_second_fit_forgets_the_first() -> None:
     """NiMARE keeps the plan of the first fit; the second then runs without one."""
     whole = studysets.bundled()
-    first, second = whole.slice(list(whole.ids[:10])), whole.slice(list(whole.ids[10:25]))
+    first, second = whole.slice(list(whole.ids[:10])), whole.slice(list(whole.ids[10:24]))
     used, fresh = FastALE(random_state=3), FastALE(random_state=3)
     corrected(used, first, 2)
     assert_same_inference(corrected(used, second, 3), corrected(fresh, second, 3))
