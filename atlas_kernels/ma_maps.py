@@ -26,6 +26,7 @@ __all__ = ["MaMaps", "Mask", "Support", "Unsupported", "cluster_maxima"]
 
 Array = npt.NDArray[Any]
 LONGEST_ROW = 64  # voxels: the width of a word of bits
+HUGE_PAGE = 2**21  # bytes
 
 
 class Unsupported(ValueError):
@@ -123,7 +124,7 @@ class MaMaps:
         starts = np.zeros(len(self.offsets), np.int64)
         native.ma_sizes(problem, _address(starts) + starts.itemsize, threads)
         np.cumsum(starts, out=starts)
-        indices, data = np.empty(starts[-1], np.int32), np.empty(starts[-1], np.float32)
+        indices, data = _empty(starts[-1], np.int32), _empty(starts[-1], np.float32)
         addresses = _address(starts), _address(indices), _address(data)
         native.ma_fill(problem, kind, value, *addresses, threads)
         return data, indices, starts
@@ -209,6 +210,20 @@ def cluster_maxima(mask: Mask, statistic: Array, threshold: float) -> tuple[int,
     where = _address(mask.bits), _address(mask.first), mask.shape
     size, mass = kernels().cluster_maxima(*where, _address(statistic), threshold)
     return size, mass
+
+
+def _empty(n: int, dtype: Any) -> Array:
+    """Allocate n numbers, on whole huge pages where they are many.
+
+    To map fresh memory page by page takes longer than to fill it: NumPy asks Linux for huge pages,
+    which it gives only between multiples of their size.
+    """
+    n_bytes = int(n) * np.dtype(dtype).itemsize
+    if n_bytes < HUGE_PAGE:
+        return np.empty(n, dtype)
+    room = np.empty(n_bytes + 2 * HUGE_PAGE, np.uint8)
+    start = -_address(room) % HUGE_PAGE
+    return room[start : start + n_bytes].view(dtype)
 
 
 def _address(array: Array) -> int:

@@ -14,6 +14,7 @@ import pandas as pd
 from nimare.meta.kernel import ALEKernel, KDAKernel, MKDAKernel
 from nimare.nimads import Studyset
 from nimare.studyset import normalize_collection
+from nimare.utils import mm2vox
 from scipy import sparse
 
 from atlas_kernels.ma_maps import MaMaps, Mask, Support, Unsupported
@@ -91,8 +92,17 @@ class _Studies:
 
 
 def _foci(coordinates: pd.DataFrame, studies: _Studies) -> Array:
-    ijk = coordinates[["i", "j", "k"]].values.astype(np.int32, copy=False)
-    return np.ascontiguousarray(studies.sort(ijk))
+    columns = [coordinates[axis].to_numpy().astype(np.int32, copy=False) for axis in "ijk"]
+    return np.ascontiguousarray(studies.sort(np.column_stack(columns)))
+
+
+def _to_table(studyset: Any) -> tuple[pd.DataFrame, Any]:
+    """Give the ids and voxels of a Studyset's foci, all that most kernels need, and its masker."""
+    studyset = normalize_collection(studyset)
+    masker, coordinates = studyset.masker, studyset.coordinates
+    xyz = np.column_stack([coordinates[axis].to_numpy() for axis in "xyz"])
+    i, j, k = mm2vox(xyz, masker.mask_img.affine).T
+    return pd.DataFrame({"id": coordinates["id"], "i": i, "j": j, "k": k}), masker
 
 
 def _csr(maps: MaMaps, ijk: Array, kind: str, value: float = 1.0) -> sparse.csr_matrix:
@@ -108,6 +118,12 @@ def _csr(maps: MaMaps, ijk: Array, kind: str, value: float = 1.0) -> sparse.csr_
 
 class _FastSpheres(KDAKernel):
     """What the two sphere kernels share."""
+
+    def transform(self, dataset: Any, masker: Any = None, return_type: str = "image") -> Any:
+        """Return the modeled activation maps, as ``KernelTransformer.transform`` does."""
+        if masker is None and isinstance(dataset, Studyset):
+            dataset, masker = _to_table(dataset)
+        return super().transform(dataset, masker, return_type)
 
     def _transform(self, mask: Any, coordinates: pd.DataFrame, return_type: str = "sparse") -> Any:
         # KDA has no summary across studies: NiMARE says so.
@@ -150,15 +166,13 @@ class FastALEKernel(ALEKernel):
     """``nimare.meta.kernel.ALEKernel``, faster; parameters and results are the same."""
 
     def transform(self, dataset: Any, masker: Any = None, return_type: str = "image") -> Any:
-        """Return the modeled activation maps of a Studyset, a Dataset or a DataFrame.
+        """Return the modeled activation maps, as ``KernelTransformer.transform`` does.
 
-        As ``KernelTransformer.transform``, which looks up sample sizes, study by study, also where
-        one width was given for all: a table of coordinates spares it that.
+        That looks up sample sizes, study by study, also where all studies have one width.
         """
         one_width = self.fwhm is not None or self.sample_size is not None
         if one_width and masker is None and isinstance(dataset, Studyset):
-            dataset = normalize_collection(dataset)
-            masker, dataset = dataset.masker, dataset.coordinates[["id", "x", "y", "z"]]
+            dataset, masker = _to_table(dataset)
         return super().transform(dataset, masker, return_type)
 
     def _transform(self, mask: Any, coordinates: pd.DataFrame, return_type: str = "sparse") -> Any:
