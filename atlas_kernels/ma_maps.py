@@ -26,7 +26,6 @@ __all__ = ["MaMaps", "Mask", "Support", "Unsupported", "cluster_maxima"]
 
 Array = npt.NDArray[Any]
 LONGEST_ROW = 64  # voxels: the width of a word of bits
-HUGE_PAGE = 2**21  # bytes
 
 
 class Unsupported(ValueError):
@@ -124,7 +123,7 @@ class MaMaps:
         starts = np.zeros(len(self.offsets), np.int64)
         native.ma_sizes(problem, _address(starts) + starts.itemsize, threads)
         np.cumsum(starts, out=starts)
-        indices, data = _empty(starts[-1], np.int32), _empty(starts[-1], np.float32)
+        indices, data = np.empty(starts[-1], np.int32), np.empty(starts[-1], np.float32)
         addresses = _address(starts), _address(indices), _address(data)
         native.ma_fill(problem, kind, value, *addresses, threads)
         return data, indices, starts
@@ -153,6 +152,12 @@ class MaMaps:
         ijk = np.ascontiguousarray(ijk, np.int32)
         if ijk.shape != (self.offsets[-1], 3):
             raise ValueError(f"ijk must be ({self.offsets[-1]}, 3), got {ijk.shape}")
+        offsets = np.ascontiguousarray(self.offsets, np.int64)
+        kinds = np.ascontiguousarray(self.kinds, np.int64)
+        if offsets.shape != (len(kinds) + 1,):
+            raise ValueError(f"offsets must be ({len(kinds) + 1},), got {offsets.shape}")
+        if len(kinds) and not 0 <= kinds.min() <= kinds.max() < len(self.supports):
+            raise ValueError(f"kinds must name one of {len(self.supports)} supports")
         boxes, patterns = self._tables
         problem: FociProblem = kernels().FociProblem(
             bits=_address(self.mask.bits),
@@ -163,11 +168,12 @@ class MaMaps:
             values=0 if values is None else _address(values),
             stride=0 if values is None else values.shape[1],
             ijk=_address(ijk),
-            offsets=_address(self.offsets),
-            kinds=_address(self.kinds),
-            n_studies=len(self.kinds),
+            offsets=_address(offsets),
+            kinds=_address(kinds),
+            n_studies=len(kinds),
         )
-        return problem, (ijk, boxes, patterns) if values is None else (ijk, boxes, patterns, values)
+        keep = (ijk, offsets, kinds, boxes, patterns)
+        return problem, keep if values is None else (*keep, values)
 
     @cached_property
     def _tables(self) -> tuple[Array, Array]:
@@ -210,20 +216,6 @@ def cluster_maxima(mask: Mask, statistic: Array, threshold: float) -> tuple[int,
     where = _address(mask.bits), _address(mask.first), mask.shape
     size, mass = kernels().cluster_maxima(*where, _address(statistic), threshold)
     return size, mass
-
-
-def _empty(n: int, dtype: Any) -> Array:
-    """Allocate n numbers, on whole huge pages where they are many.
-
-    To map fresh memory page by page takes longer than to fill it: NumPy asks Linux for huge pages,
-    which it gives only between multiples of their size.
-    """
-    n_bytes = int(n) * np.dtype(dtype).itemsize
-    if n_bytes < HUGE_PAGE:
-        return np.empty(n, dtype)
-    room = np.empty(n_bytes + 2 * HUGE_PAGE, np.uint8)
-    start = -_address(room) % HUGE_PAGE
-    return room[start : start + n_bytes].view(dtype)
 
 
 def _address(array: Array) -> int:

@@ -97,7 +97,7 @@ def test_nimare_iteration(measure: Any, method: str, what: str) -> None:
 
 
 def test_nimare_ale_of_300_studies(benchmark: Any, request: pytest.FixtureRequest) -> None:
-    """A run of 5,000 iterations with clusters, from runs of 4 and 24: fixed cost + 5,000 x slope."""
+    """5,000 iterations with clusters, from runs of 4 and 24: fixed cost + 5,000 x slope."""
     seconds = {}
 
     def run() -> None:

@@ -1,5 +1,6 @@
 // Clusters by runs: each line's voxels above the threshold are runs along z; a run joins those runs of
 // the lines before it along y and x that it overlaps (union-find).
+#include <cmath>
 #include <numeric>
 
 #include "ma_maps/lines.h"
@@ -13,16 +14,31 @@ struct Run {
   int64_t column;      // of its first voxel
 };
 
+// Most lines hold nothing above the threshold; this asks without a branch for each voxel.
+bool any_above(const float* statistic, int64_t n, float limit) {
+  int any = 0;
+  for (int64_t i = 0; i < n; ++i) any |= statistic[i] > limit;
+  return any != 0;
+}
+
+// The greatest float that is not above the threshold: a float exceeds both or neither.
+float limit_of(double threshold) {
+  const float near = static_cast<float>(threshold);
+  return static_cast<double>(near) > threshold ? std::nextafter(near, -1.0f) : near;
+}
+
 class Clusters {
  public:
   Clusters(const MaskRows& mask, const float* statistic, double threshold) : starts_{0} {
     const int64_t n_lines = mask.shape[0] * mask.shape[1], words = mask.words();
+    const float limit = limit_of(threshold);
     for (int64_t line = 0; line < n_lines; ++line) {
       for (int64_t w = 0; w < words; ++w) {
         const int64_t place = line * words + w;
         for_each_run(mask, place, w, mask.bits[place], [&](int64_t z, int length, int64_t column) {
+          if (!any_above(statistic + column, length, limit)) return;
           for (int64_t i = 0; i < length; ++i) {
-            if (static_cast<double>(statistic[column + i]) > threshold) add(z + i, column + i);
+            if (statistic[column + i] > limit) add(z + i, column + i);
           }
         });
       }
