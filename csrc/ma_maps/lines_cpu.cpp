@@ -19,7 +19,8 @@ bool reaches(const Voxel& focus, const SupportBox& box, const int64_t* shape) {
 
 Foci::Foci(const FociProblem& problem) : starts_{0} {
   require(problem.n_studies >= 0, "ma_maps: negative number of studies");
-  require(!problem.supports.values || problem.supports.stride % 8 == 0, "ma_maps: stride must be a multiple of 8");
+  require(!problem.supports.values || problem.supports.stride % 8 == 0,
+          "ma_maps: stride must be a multiple of 8");
   require(problem.offsets[0] == 0, "ma_maps: offsets must start at 0");
   const auto by_x = [](const Voxel& a, const Voxel& b) { return a.x < b.x; };
   for (int64_t b = 0; b < problem.n_studies; ++b) {

@@ -105,7 +105,8 @@ ATLAS_INLINE void coverage_of_planes(const FociProblem& problem, const double* w
         }
       },
       [&](int64_t x) {
-        sums.take(problem.mask, x, [&](int64_t column, double sum) { out[column] = static_cast<float>(sum); });
+        sums.take(problem.mask, x,
+                  [&](int64_t column, double sum) { out[column] = static_cast<float>(sum); });
       });
 }
 
