@@ -141,3 +141,39 @@ def group_norm_film_backward_cuda(
     room: int,
     stream: int,
 ) -> None: ...
+
+# ma_maps
+
+class FociProblem:
+    def __init__(
+        self,
+        *,
+        bits: int,
+        first: int,
+        shape: Sequence[int],
+        boxes: int,
+        patterns: int,
+        values: int,
+        stride: int,
+        ijk: int,
+        offsets: int,
+        kinds: int,
+        n_studies: int,
+    ) -> None: ...
+
+def count_mask(bits: int, n_words: int, first: int) -> int: ...
+def ma_sizes(problem: FociProblem, sizes: int, threads: int) -> None: ...
+def ma_fill(
+    problem: FociProblem,
+    kind: str,
+    value: float,
+    starts: int,
+    indices: int,
+    data: int,
+    threads: int,
+) -> None: ...
+def coverage_statistic(problem: FociProblem, weights: int, count: bool, out: int) -> None: ...
+def ale_statistic(problem: FociProblem, out: int) -> None: ...
+def cluster_maxima(
+    bits: int, first: int, shape: Sequence[int], statistic: int, threshold: float
+) -> tuple[int, float]: ...

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from atlas_kernels._extension import kernels
+from atlas_kernels._threads import available_threads
 from atlas_kernels.grid import Grid
 from atlas_kernels.splat.checks import (
     FLOATS,
@@ -96,7 +96,7 @@ def splat(
         support,
         float(truncate),
     )
-    threads = _available_threads() if threads is None else threads
+    threads = available_threads() if threads is None else threads
     native.splat_cpu(problem, volumes.ctypes.data, dtype_name(volumes.dtype), threads)
     return volumes
 
@@ -121,9 +121,3 @@ def _output(
     if not (out.flags.c_contiguous and out.flags.writeable):
         raise ValueError("out must be C-contiguous and writable")
     return out
-
-
-def _available_threads() -> int:
-    """Count the cores that this process may use, where the system tells."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1

@@ -10,11 +10,14 @@
 #include <array>
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "common/checks.h"
 #include "dense_block/dense_block.h"
 #include "group_norm_film/group_norm_film.h"
+
+#include "ma_maps/ma_maps.h"
 #include "splat/splat.h"
 
 namespace py = pybind11;
@@ -248,6 +251,78 @@ void bind_group_norm_film_cuda(py::module_& module) {
 }
 #endif
 
+
+// ---- ma_maps ----------------------------------------------------------------------------------
+
+FociProblem foci_problem(Address bits, Address first, std::array<int64_t, 3> shape, Address boxes,
+                         Address patterns, Address values, int64_t stride, Address ijk,
+                         Address offsets, Address kinds, int64_t n_studies) {
+  return {{{shape[0], shape[1], shape[2]}, pointer<const uint64_t>(bits), pointer<const int64_t>(first)},
+          {pointer<const SupportBox>(boxes), pointer<const uint64_t>(patterns),
+           pointer<const void>(values), stride},
+          pointer<const int32_t>(ijk),
+          pointer<const int64_t>(offsets),
+          pointer<const int64_t>(kinds),
+          n_studies};
+}
+
+MaKind ma_kind(const std::string& kind) {
+  require(kind == "cover" || kind == "count" || kind == "max",
+          "kind must be cover, count or max, got " + kind);
+  return kind == "cover" ? MaKind::cover : kind == "count" ? MaKind::count : MaKind::max;
+}
+
+void bind_ma_maps(py::module_& module) {
+  py::class_<FociProblem>(module, "FociProblem")
+      .def(py::init(&foci_problem), py::kw_only(), py::arg("bits"), py::arg("first"),
+           py::arg("shape"), py::arg("boxes"), py::arg("patterns"), py::arg("values"),
+           py::arg("stride"), py::arg("ijk"), py::arg("offsets"), py::arg("kinds"),
+           py::arg("n_studies"));
+  module.def(
+      "count_mask",
+      [](Address bits, int64_t n_words, Address first) {
+        return count_mask(pointer<const uint64_t>(bits), n_words, pointer<int64_t>(first));
+      },
+      py::arg("bits"), py::arg("n_words"), py::arg("first"), NoGil());
+  module.def(
+      "ma_sizes",
+      [](const FociProblem& problem, Address sizes, int threads) {
+        ma_sizes(problem, pointer<int64_t>(sizes), threads);
+      },
+      py::arg("problem"), py::arg("sizes"), py::arg("threads"), NoGil());
+  module.def(
+      "ma_fill",
+      [](const FociProblem& problem, const std::string& kind, float value, Address starts,
+         Address indices, Address data, int threads) {
+        ma_fill(problem, ma_kind(kind), value, pointer<const int64_t>(starts),
+                pointer<int32_t>(indices), pointer<float>(data), threads);
+      },
+      py::arg("problem"), py::arg("kind"), py::arg("value"), py::arg("starts"),
+      py::arg("indices"), py::arg("data"), py::arg("threads"), NoGil());
+  module.def(
+      "coverage_statistic",
+      [](const FociProblem& problem, Address weights, bool count, Address out) {
+        coverage_statistic(problem, pointer<const double>(weights), count, pointer<float>(out));
+      },
+      py::arg("problem"), py::arg("weights"), py::arg("count"), py::arg("out"), NoGil());
+  module.def(
+      "ale_statistic",
+      [](const FociProblem& problem, Address out) { ale_statistic(problem, pointer<float>(out)); },
+      py::arg("problem"), py::arg("out"), NoGil());
+  module.def(
+      "cluster_maxima",
+      [](Address bits, Address first, std::array<int64_t, 3> shape, Address statistic,
+         double threshold) {
+        const MaskRows mask{{shape[0], shape[1], shape[2]}, pointer<const uint64_t>(bits),
+                            pointer<const int64_t>(first)};
+        const ClusterMaxima maxima =
+            cluster_maxima(mask, pointer<const float>(statistic), threshold);
+        return std::pair<int64_t, double>(maxima.size, maxima.mass);
+      },
+      py::arg("bits"), py::arg("first"), py::arg("shape"), py::arg("statistic"),
+      py::arg("threshold"), NoGil());
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_kernels, module) {
@@ -289,4 +364,6 @@ PYBIND11_MODULE(_kernels, module) {
 #ifdef ATLAS_WITH_CUDA
   bind_group_norm_film_cuda(module);
 #endif
+
+  bind_ma_maps(module);
 }
