@@ -80,9 +80,13 @@ class DenseBlock(nn.Module):
     def forward(self, x_BCXYZ: Tensor, embedding_BE: Tensor) -> Tensor:
         """Return (B, channels + growth * layers, X, Y, Z)."""
         if self.kernels == "auto":
-            films = [norm.parameters_of(embedding_BE) for norm in self.norms]
-            convolutions = [conv.weight for conv in self.convs]
-            return dense_block(x_BCXYZ, convolutions, *zip(*films), self.dilations)
+            norms: Any = self.norms  # whose type does not say what it holds
+            films = [norm.parameters_of(embedding_BE) for norm in norms]
+            weights, biases, gammas, betas = ([film[i] for film in films] for i in range(4))
+            convolutions: list[Any] = [conv.weight for conv in self.convs]
+            return dense_block(
+                x_BCXYZ, convolutions, weights, biases, gammas, betas, self.dilations
+            )
         for norm, conv in zip(self.norms, self.convs):
             x_BCXYZ = torch.cat([x_BCXYZ, conv(norm(x_BCXYZ, embedding_BE))], dim=1)
         return x_BCXYZ

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, SupportsFloat, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 from atlas_kernels import _extension
 from atlas_kernels._dispatch import Implementation, choose
 from atlas_kernels.group_norm_film import op as group_norm_film
-from atlas_kernels.group_norm_film.op import DTYPES, layout
+from atlas_kernels.group_norm_film.op import DTYPES, check_options, layout
 
 LISTS = ("conv_weights", "norm_weights", "norm_biases", "gammas", "betas")
 Gradients = tuple[Tensor, list[Tensor], list[Tensor], list[Tensor], list[Tensor], list[Tensor]]
@@ -44,10 +44,6 @@ class Block(NamedTuple):
     def tensors(self) -> tuple[Sequence[Tensor], ...]:
         """Return the five lists of tensors."""
         return self[:5]
-
-    def with_tensors(self, lists: Sequence[Sequence[Tensor]]) -> Block:
-        """Return the same block with other tensors."""
-        return Block(*lists, *self[5:])
 
     def layers(self) -> Iterator[Layer]:
         """Yield the layers, first to last."""
@@ -101,40 +97,83 @@ def dense_block(
     backend: str,
 ) -> Tensor:
     """Turn the arguments of ``atlas_kernels.dense_block`` into those of the op."""
-    lists = (conv_weights, norm_weights, norm_biases, gammas, betas)
-    for name, tensors in zip(("x", *LISTS), ([x], *lists), strict=True):
-        for k, tensor in enumerate(tensors):
-            if not isinstance(tensor, Tensor):
-                where = name if name == "x" else f"{name}[{k}]"
-                raise TypeError(f"{where} must be a tensor, got {type(tensor).__name__}")
-    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
-        x = x.to(torch.get_autocast_dtype(x.device.type))
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x must be a tensor, got {type(x).__name__}")
+    given = (conv_weights, norm_weights, norm_biases, gammas, betas)
+    lists = [_tensors(name, tensors) for name, tensors in zip(LISTS, given, strict=True)]
+    dilations = _list("dilations", dilations)
+    for k, dilation in enumerate(dilations):
+        check_options(**{f"dilations[{k}]": (dilation, SupportsIndex)})
+    check_options(groups_size=(groups_size, SupportsIndex), eps=(eps, SupportsFloat))
+    check_options(backend=(backend, str))
+    x = _autocast(x)
     out: Tensor = torch.ops.atlas_kernels.dense_block(
-        x, *map(list, lists), list(dilations), groups_size, float(eps), backend
+        x, *lists, dilations, groups_size, float(eps), backend
     )[0]
     return out.contiguous(memory_format=layout(x))
 
 
+def _list(name: str, values: Any) -> list[Any]:
+    if isinstance(values, Tensor) or not isinstance(values, Iterable):
+        raise TypeError(f"{name} must be a list, got {type(values).__name__}")
+    return list(values)
+
+
+def _tensors(name: str, values: Any) -> list[Tensor]:
+    tensors = _list(name, values)
+    for k, tensor in enumerate(tensors):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name}[{k}] must be a tensor, got {type(tensor).__name__}")
+    return tensors
+
+
+def _autocast(x: Tensor) -> Tensor:
+    """Cast as autocast would for a convolution."""
+    device = x.device.type
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+        return x
+    takes_part = x.is_floating_point() and x.dtype != torch.float64
+    return x.to(torch.get_autocast_dtype(device)) if takes_part else x
+
+
 def check(x: Tensor, block: Block) -> None:
     """Refuse wrong shapes, dtypes, devices and options; looks at no value."""
-    size, depth = block.groups_size, len(block.dilations)
+    size = block.groups_size
     if x.ndim != 5:
         raise ValueError(f"x must be (N, C, X, Y, Z), got {tuple(x.shape)}")
+    if not x.shape[2:].numel():  # torch's convolutions refuse it
+        raise ValueError(f"x must have at least one voxel, got {tuple(x.shape)}")
     if x.dtype not in DTYPES:
-        raise ValueError(f"x must be float32, bfloat16, float16 or float64, got {x.dtype}")
+        raise ValueError(f"x must be float32, bfloat16, float16 or float64, got {_name(x)}")
     if size < 1 or x.shape[1] < 1 or x.shape[1] % size:
         raise ValueError(f"groups_size must divide the {x.shape[1]} channels of x, got {size}")
     if any(d < 1 for d in block.dilations):
         raise ValueError(f"dilations must be at least 1, got {list(block.dilations)}")
+    if not 0 <= block.eps < float("inf"):
+        raise ValueError(f"eps must be finite and not negative, got {block.eps}")
+    _check_lists(block)
+    _check_layers(x, block)
+
+
+def _check_lists(block: Block) -> None:
+    size, depth = block.groups_size, len(block.dilations)
     for name, tensors in zip(LISTS, block.tensors(), strict=True):
         film = name in ("gammas", "betas")
         if len(tensors) != depth and not (film and not block.gammas and not block.betas):
             raise ValueError(
                 f"{name} must have one entry for each of the {depth} dilations, got {len(tensors)}"
             )
-    if block.growth() % size:
-        raise ValueError(f"conv_weights must grow by a multiple of {size}, got {block.growth()}")
-    _check_layers(x, block)
+    if not depth:
+        return
+    shape = tuple(block.conv_weights[0].shape)
+    if len(shape) != 5:
+        raise ValueError(f"conv_weights[0] must be (growth, C, 3, 3, 3), got {shape}")
+    if shape[0] < 1 or shape[0] % size:
+        raise ValueError(f"conv_weights must grow by a multiple of {size}, got {shape[0]}")
+
+
+def _name(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _check_layers(x: Tensor, block: Block) -> None:
@@ -149,7 +188,7 @@ def _check_layers(x: Tensor, block: Block) -> None:
             if tuple(tensor.shape) != shape:
                 raise ValueError(f"{name}[{k}] must be {shape}, got {tuple(tensor.shape)}")
             if tensor.dtype not in DTYPES:
-                raise ValueError(f"{name}[{k}] must be floating point, got {tensor.dtype}")
+                raise ValueError(f"{name}[{k}] must be floating point, got {_name(tensor)}")
             if tensor.device != x.device:
                 raise ValueError(f"{name}[{k}] is on {tensor.device}, but x is on {x.device}")
 
@@ -224,7 +263,8 @@ def _gradient(ctx: Any, grad: Tensor, unused: Tensor) -> tuple[Any, ...]:
     dx, *grads = torch.ops.atlas_kernels.dense_block_backward(
         grad, out, statistics, *lists, *ctx.options, ctx.backend
     )
-    return (dx, *grads, None, None, None, None)
+    dilations = None if ctx.options[0] else []  # an empty list is taken for one of tensors
+    return (dx, *grads, dilations, None, None, None)
 
 
 def _no_second_gradient(ctx: Any, *grads: Any) -> None:

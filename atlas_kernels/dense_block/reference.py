@@ -21,7 +21,8 @@ def forward(x: Tensor, block: Block) -> Tensor:
         groups = x.shape[1] // block.groups_size
         # GroupNorm computes in float32 and rounds; so does each step after it.
         weight, bias = (t.to(x.dtype) for t in (layer.norm_weight, layer.norm_bias))
-        a = F.group_norm(x, groups, weight, bias, block.eps)
+        # Not torch.nn's, which refuses a group of one number.
+        a = torch.group_norm(x, groups, weight, bias, block.eps)
         if layer.gamma is not None and layer.beta is not None:
             gamma, beta = (t.to(x.dtype)[..., None, None, None] for t in (layer.gamma, layer.beta))
             a = a * (1 + gamma) + beta

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from functools import cache
 from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsFloat, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -76,9 +76,21 @@ def group_norm_film(
     for name, value in named.items():
         if not (isinstance(value, Tensor) or (value is None and name != "x")):
             raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+    check_options(groups=(groups, SupportsIndex), eps=(eps, SupportsFloat))
+    check_options(activation=(activation, str), backend=(backend, str))
     problem = (x, groups, weight, bias, gamma, beta, activation, float(eps))
     y: Tensor = torch.ops.atlas_kernels.group_norm_film(*problem, backend)[0]
     return y
+
+
+KINDS: dict[Any, str] = {SupportsIndex: "an integer", SupportsFloat: "a number", str: "a string"}
+
+
+def check_options(**options: tuple[Any, Any]) -> None:
+    """Refuse options of the wrong type, given as name=(value, type)."""
+    for name, (value, kind) in options.items():
+        if not isinstance(value, kind):
+            raise TypeError(f"{name} must be {KINDS[kind]}, got {type(value).__name__}")
 
 
 def layout(x: Tensor) -> torch.memory_format:

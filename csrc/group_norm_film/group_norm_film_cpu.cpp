@@ -142,7 +142,9 @@ void add_parameters(const GroupNormFilm& problem, const double* rstd, const Sums
   for (int64_t i = 0; i < problem.samples * channels; ++i) {
     const int64_t c = i % channels;
     const double film = 1 + or_else(problem.gamma, i, 0), one = sums.one[i];
-    const double normed = sums.two[i] * rstd[i / channels * problem.groups + c / size];
+    // Without a voxel there are no statistics: 0, not 0 times NaN.
+    const double r = problem.voxels ? rstd[i / channels * problem.groups + c / size] : 0;
+    const double normed = sums.two[i] * r;
     if (gradients.weight) gradients.weight[c] += film * normed;
     if (gradients.bias) gradients.bias[c] += film * one;
     if (gradients.beta) gradients.beta[i] = one;

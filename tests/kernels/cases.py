@@ -137,3 +137,115 @@ def inputs(case: Case) -> Inputs:
         case.grid,
         case.options,
     )
+
+
+# ---- the layers ----------------------------------------------------------------------------------
+
+# Of the largest value of the float64 reference: rounding of the result, then of the statistics.
+LAYER_TOLERANCE = {
+    torch.float64: 1e-12,
+    torch.float32: 3e-6,
+    torch.float16: 1e-3,
+    torch.bfloat16: 8e-3,
+}
+LAYOUTS = ("contiguous", "channels_last")
+PARAMETERS = ("weight", "bias", "gamma", "beta")
+
+
+@dataclass(frozen=True)
+class LayerCase:
+    """One call of group_norm_film."""
+
+    name: str
+    shape: tuple[int, ...] = (2, 6, 5, 7, 3)
+    groups: int = 3
+    given: tuple[str, ...] = PARAMETERS
+    activation: str = "silu"
+
+    def __str__(self) -> str:
+        return self.name
+
+
+LAYER_CASES = [
+    LayerCase("plain"),
+    LayerCase("one_channel_a_group", (1, 7, 11, 13, 5), 7),
+    LayerCase("one_group", (2, 5, 3, 4, 3), 1),
+    LayerCase("one_channel", (3, 1, 5, 3, 2), 1),
+    LayerCase("flat", (2, 6, 17, 9), 2),
+    LayerCase("long_and_flat", (1, 3, 61, 73), 1),
+    LayerCase("one_voxel", (3, 4, 1, 1, 1), 2),
+    LayerCase("one_number_a_group", (2, 4, 1, 1, 1), 4),
+    LayerCase("no_batch", (0, 4, 3, 2, 3), 2),
+    LayerCase("flat_no_batch", (0, 4, 3, 3), 4),
+    LayerCase("no_voxel", (2, 4, 3, 0, 3), 2),
+    LayerCase("many_channels", (1, 300, 2, 3, 2), 6),  # more than a row of the C++ kernel has
+    LayerCase("several_chunks", (2, 16, 17, 13, 11), 2),
+    LayerCase("several_chunks_a_channel", (1, 2, 40, 31, 29), 1),
+    LayerCase("several_rounds", (5, 4, 37, 41, 47), 2),  # more samples than are taken at a time
+    LayerCase("nothing_given", given=()),
+    *(LayerCase(f"only_{name}", given=(name,)) for name in PARAMETERS),
+    *(
+        LayerCase(f"no_{name}", given=tuple(p for p in PARAMETERS if p != name))
+        for name in PARAMETERS
+    ),
+    LayerCase("no_activation", activation="none"),
+    LayerCase("norm_alone", given=(), activation="none"),
+]
+
+
+@dataclass(frozen=True)
+class BlockCase:
+    """One call of dense_block."""
+
+    name: str
+    shape: tuple[int, ...] = (2, 16, 5, 6, 7)
+    growth: int = 8
+    dilations: tuple[int, ...] = (1, 2)
+    groups_size: int = 8
+    film: bool = True
+
+    def __str__(self) -> str:
+        return self.name
+
+
+BLOCK_CASES = [
+    BlockCase("plain"),
+    BlockCase("one_layer", dilations=(1,)),
+    BlockCase("one_dilated_layer", dilations=(3,)),
+    BlockCase("three_layers", (1, 8, 7, 5, 6), dilations=(2, 1, 3)),
+    BlockCase("wider_than_the_grid", (1, 8, 9, 11, 7), dilations=(1, 2, 4, 8)),
+    BlockCase("growth_16", (2, 8, 7, 5, 6), 16, (1, 3)),
+    BlockCase("growth_24", (1, 24, 5, 7, 3), 24, (2,)),
+    BlockCase("growth_32", (1, 32, 6, 5, 4), 32, (1,)),
+    BlockCase("odd_channels", (2, 3, 5, 4, 7), 3, (1, 2), 3),
+    BlockCase("one_channel_a_group", (1, 5, 4, 3, 5), 5, (1, 2), 1),
+    BlockCase("no_film", film=False),
+    BlockCase("no_layer", (2, 8, 3, 4, 3), dilations=()),
+    BlockCase("no_batch", (0, 8, 3, 4, 3)),
+    BlockCase("one_voxel", (3, 8, 1, 1, 1)),
+    BlockCase("one_number_a_group", (1, 2, 1, 1, 1), 2, (1, 1), 1),
+    BlockCase("flat", (2, 8, 1, 13, 2), dilations=(2, 1)),
+]
+
+
+def in_layout(x: torch.Tensor, name: str) -> torch.Tensor:
+    """Lay a volume or an image out as one of LAYOUTS."""
+    last = torch.channels_last if x.ndim == 4 else torch.channels_last_3d
+    return x.contiguous(memory_format=torch.contiguous_format if name == "contiguous" else last)
+
+
+def random(*shape: int, seed: int = 0, mean: float = 0.0) -> torch.Tensor:
+    """Normal numbers that each dtype of LAYER_TOLERANCE holds exactly, as float64."""
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.randn(shape, generator=generator) + mean).bfloat16().half().double()
+
+
+def check_close(
+    got: torch.Tensor, want: torch.Tensor, dtype: torch.dtype, scale: float = 0.0, times: float = 1
+) -> None:
+    """Compare with float64, relative to its largest value or to `scale`, whichever is more."""
+    assert got.shape == want.shape
+    if want.numel():
+        scale = max(scale, float(want.abs().max()), 1e-30)
+        error = float((got.detach().double() - want).abs().max()) / scale
+        assert error <= times * LAYER_TOLERANCE[dtype], f"{error:.2g}"

@@ -17,19 +17,14 @@ from atlas_kernels._dispatch import Implementation
 from atlas_kernels.group_norm_film import reference
 from atlas_kernels.group_norm_film.op import INTERPRETED, TABLE, Problem, layout
 
+from .cases import LAYER_TOLERANCE, LAYOUTS, in_layout
+
 if not (INTERPRETED or torch.cuda.is_available()):
     pytest.skip("no CUDA device (nor TRITON_INTERPRET=1)", allow_module_level=True)
 
 DEVICE = "cpu" if INTERPRETED else "cuda"
 BACKENDS = ("triton",) if INTERPRETED else ("triton", "cuda")
 ROWS = {row.name: row for row in TABLE}
-# Of the largest value of the float64 reference: rounding of the result, then of the statistics.
-TOLERANCE = {
-    torch.float64: 1e-12,
-    torch.float32: 3e-6,
-    torch.float16: 1e-3,
-    torch.bfloat16: 8e-3,
-}
 # (shape, groups): a single voxel a channel, one channel a group, one group, sizes that nothing
 # divides, several tiles, several blocks of channels, no batch.
 SHAPES = [
@@ -53,7 +48,6 @@ if not INTERPRETED:
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 if INTERPRETED:
     DTYPES = [torch.float32, torch.float16]  # its bfloat16 cannot be trusted, float64 is as float32
-LAYOUTS = ["contiguous", "channels_last"]
 # The interpreter's NumPy speaks of e^90 and of inf - inf.
 pytestmark = pytest.mark.filterwarnings(
     "ignore:(overflow|invalid value) encountered:RuntimeWarning"
@@ -73,11 +67,6 @@ def row(request: pytest.FixtureRequest) -> Implementation:
 def _seeded() -> Iterator[None]:
     torch.manual_seed(0)
     yield
-
-
-def in_layout(x: torch.Tensor, name: str) -> torch.Tensor:
-    last = torch.channels_last if x.ndim == 4 else torch.channels_last_3d
-    return x.contiguous(memory_format=torch.contiguous_format if name == "contiguous" else last)
 
 
 def problem(
@@ -111,7 +100,7 @@ def close(got: torch.Tensor, want: torch.Tensor, dtype: torch.dtype, scale: floa
         return
     largest = max(float(want.abs().max()), 1e-30)
     error = float((got.double() - want).abs().max()) / largest
-    assert error <= TOLERANCE[dtype] * scale, f"{error:.2g}"
+    assert error <= LAYER_TOLERANCE[dtype] * scale, f"{error:.2g}"
 
 
 def compare(row: Implementation, of: Problem) -> None:
