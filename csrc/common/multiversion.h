@@ -27,3 +27,12 @@
 #else
 #define ATLAS_RESTRICT __restrict__
 #endif
+
+// Before a loop: its iterations are independent, whatever pointers the compiler cannot follow.
+#if defined(__clang__)
+#define ATLAS_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
+#elif defined(__GNUC__)
+#define ATLAS_INDEPENDENT _Pragma("GCC ivdep")
+#else
+#define ATLAS_INDEPENDENT
+#endif
