@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from atlas_kernels._extension import kernels
+from atlas_kernels._extension import kernels, why_missing
 from atlas_kernels.grid import Grid
 from atlas_kernels.splat.checks import (
     check_layout,
@@ -18,7 +18,7 @@ from atlas_kernels.splat.checks import (
     check_values,
     dtype_name,
 )
-from atlas_kernels.splat.native import native_problem, why_not_diagonal
+from atlas_kernels.splat.native import native_problem, why_no_numba, why_not_diagonal
 from atlas_kernels.splat.problem import Problem, make_problem
 
 __all__ = ["splat"]
@@ -78,13 +78,13 @@ def splat(
     Raises
     ------
     ImportError
-        If the C++ extension is not built.
+        If the C++ extension is not built and numba, which would stand in for it, not installed.
     TypeError
         If ``grid`` is not a Grid.
     ValueError
         As for ``atlas_kernels.splat``; also if the grid is oblique.
     """
-    native = kernels()
+    run = _implementation()
     problem = make_problem(
         lambda widths: np.atleast_1d(_floats(widths)),
         np.flatnonzero,
@@ -112,15 +112,24 @@ def splat(
         raise ValueError(f"grid: {reason}; atlas_kernels.splat has a reference that draws on it")
     usual = np.dtype(np.uint8) if mode == "sphere" else problem.peaks_mm.dtype
     volumes = _output(problem, usual, dtype, out)
-    held = _dense(problem)
-    threads = _available_threads() if threads is None else threads
-    native.splat_cpu(
-        native_problem(lambda array: int(array.ctypes.data), held),
-        volumes.ctypes.data,
-        dtype_name(volumes.dtype),
-        threads,
-    )
+    run(problem, volumes, _available_threads() if threads is None else threads)
     return volumes
+
+
+def _implementation() -> Callable[[Problem, Array, int], None]:
+    """Return the C++ kernel, or the numba one where the extension is missing."""
+    if not why_missing() or why_no_numba():
+        kernels()  # says why where neither is there
+        return _run_native
+    from atlas_kernels.splat import numba_kernel
+
+    return numba_kernel.forward
+
+
+def _run_native(problem: Problem, volumes: Array, threads: int) -> None:
+    held = _dense(problem)
+    native = native_problem(lambda array: int(array.ctypes.data), held)
+    kernels().splat_cpu(native, volumes.ctypes.data, dtype_name(volumes.dtype), threads)
 
 
 def _floats(values: Any) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from atlas_kernels._extension import kernels
@@ -50,3 +51,8 @@ def why_not_diagonal(problem: Problem | None) -> str | None:
     """Say why only the reference draws on this grid; None if the others can."""
     oblique = problem and any(problem.affine[i] for i in (1, 2, 4, 6, 8, 9))
     return "it takes diagonal affines, this grid is oblique" if oblique else None
+
+
+def why_no_numba() -> str | None:
+    """Say why the numba kernel cannot be used; None if it can."""
+    return None if find_spec("numba") else "numba is not installed"

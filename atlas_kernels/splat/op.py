@@ -16,7 +16,7 @@ from atlas_kernels._dispatch import Implementation, choose
 
 from . import reference
 from .checks import check_layout, check_options, check_output, check_values, dtype_name
-from .native import native_problem, why_not_diagonal
+from .native import native_problem, why_no_numba, why_not_diagonal
 from .problem import Problem, make_problem, schema
 
 N = len(Problem._fields)
@@ -276,6 +276,30 @@ def _cpu_backward(grad_out: Tensor, problem: Problem) -> tuple[Tensor, Tensor, T
     return grads
 
 
+def _as_numpy(problem: Problem) -> Problem:
+    fields: Any = (f.detach().numpy() if isinstance(f, Tensor) else f for f in problem)
+    return Problem(*fields)
+
+
+def _numba_forward(problem: Problem, out: Tensor) -> None:
+    from . import numba_kernel
+
+    # NumPy has no bfloat16: such volumes are rounded from float32 here.
+    volumes = out.float() if out.dtype == torch.bfloat16 else out
+    numba_kernel.forward(_as_numpy(problem), volumes.numpy(), torch.get_num_threads())
+    if volumes is not out:
+        out.copy_(volumes)
+
+
+def _numba_backward(grad_out: Tensor, problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
+    from . import numba_kernel
+
+    grad = grad_out.float() if grad_out.dtype in (torch.bfloat16, torch.float16) else grad_out
+    grads = numba_kernel.backward(grad.numpy(), _as_numpy(problem), torch.get_num_threads())
+    peaks, weights, widths = map(torch.from_numpy, grads)
+    return peaks, weights, widths
+
+
 def _reference_forward(problem: Problem, out: Tensor) -> None:
     volumes = reference.forward(problem)
     out.copy_(volumes.clamp(max=255) if out.dtype == torch.uint8 else volumes)
@@ -289,6 +313,15 @@ TABLE = (
         why_not=_extension.why_missing,
         devices=("cpu",),
         note="C++, multithreaded",
+        cannot=why_not_diagonal,
+    ),
+    Implementation(
+        name="numba",
+        forward=_numba_forward,
+        backward=_numba_backward,
+        why_not=why_no_numba,
+        devices=("cpu",),
+        note="compiled when first called",
         cannot=why_not_diagonal,
     ),
     Implementation(

@@ -62,6 +62,19 @@ ATLAS_INLINE float to_float(Float16 value) {
 ATLAS_INLINE float to_float(float value) { return value; }
 ATLAS_INLINE double to_float(double value) { return value; }
 
+// The value where `keep` is 1 and 0, whatever it is, where `keep` is 0. On bits, because compilers make
+// a branch, which does not vectorise, of a choice.
+ATLAS_INLINE float kept(float value, int keep) {
+  return bits_float(float_bits(value) & (0u - static_cast<uint32_t>(keep)));
+}
+ATLAS_INLINE double kept(double value, int keep) {
+  uint64_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  bits &= uint64_t(0) - static_cast<uint64_t>(keep);
+  std::memcpy(&value, &bits, sizeof bits);
+  return value;
+}
+
 // What arithmetic is done in for elements of type Out.
 template <typename Out>
 struct Arithmetic {

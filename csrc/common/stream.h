@@ -2,60 +2,122 @@
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 
-#if defined(__SSE2__) || defined(_M_X64)
-#include <emmintrin.h>
+#if defined(__SSE2__)
+#include <immintrin.h>
 #define ATLAS_HAS_STREAM 1
 #endif
 
 namespace atlas_kernels {
 
-constexpr size_t kCacheLine = 64;
+// Writes consecutive pieces of any length to memory of any alignment. What a piece leaves of a cache
+// line waits for the next one, so that all lines but the first and the last are written whole.
+class Stream {
+ public:
+  explicit Stream(void* out) : to_(static_cast<unsigned char*>(out)) {
+    const size_t past = reinterpret_cast<uintptr_t>(out) % kLine;
+    head_ = past ? kLine - past : 0;
+  }
+  ~Stream() { finish(); }
+  Stream(const Stream&) = delete;
+  Stream& operator=(const Stream&) = delete;
 
-// Copies `bytes` from `source` (zeros where it is null), of any alignment. Call stream_fence() before
-// another thread may read what was written.
-inline void stream_copy(void* out, const void* source, size_t bytes) {
-  auto* to = static_cast<unsigned char*>(out);
-  auto* from = static_cast<const unsigned char*>(source);
-  const auto plain = [&](size_t n) {
-    if (from) {
-      std::memcpy(to, from, n);
-      from += n;
-    } else {
-      std::memset(to, 0, n);
+  // Appends `bytes` from `source`, zeros where it is null.
+  void put(const void* source, size_t bytes) {
+    auto* from = static_cast<const unsigned char*>(source);
+    const auto take = [&](unsigned char* out, size_t n) {
+      if (from) {
+        std::memcpy(out, from, n);
+        from += n;
+      } else {
+        std::memset(out, 0, n);
+      }
+      bytes -= n;
+    };
+    if (head_) {
+      const size_t n = std::min(head_, bytes);
+      take(to_, n);
+      to_ += n;
+      head_ -= n;
     }
-    to += n;
-    bytes -= n;
-  };
+    if (waiting_) {
+      const size_t n = std::min(kLine - waiting_, bytes);
+      take(line_ + waiting_, n);
+      waiting_ += n;
+      if (waiting_ < kLine) return;
+      write_lines(line_, 1);
+      waiting_ = 0;
+    }
+    const size_t lines = bytes / kLine;
+    from ? write_lines(from, lines) : write_zeros(lines);
+    if (from) from += lines * kLine;
+    bytes -= lines * kLine;
+    waiting_ = bytes;
+    take(line_, bytes);
+  }
+
+  // Writes what waits, and lets other threads see all of it.
+  void finish() {
+    std::memcpy(to_, line_, waiting_);
+    to_ += waiting_;
+    waiting_ = 0;
 #if defined(ATLAS_HAS_STREAM)
-  const size_t past = reinterpret_cast<uintptr_t>(to) % kCacheLine;
-  plain(std::min(bytes, past ? kCacheLine - past : 0));
-  const __m128i zero = _mm_setzero_si128();
-  for (; bytes >= kCacheLine; bytes -= kCacheLine, to += kCacheLine) {
-    auto* line = reinterpret_cast<__m128i*>(to);
-    if (from) {
-      auto* data = reinterpret_cast<const __m128i*>(from);
-      const __m128i a = _mm_loadu_si128(data), b = _mm_loadu_si128(data + 1);
-      const __m128i c = _mm_loadu_si128(data + 2), d = _mm_loadu_si128(data + 3);
-      _mm_stream_si128(line, a);
-      _mm_stream_si128(line + 1, b);
-      _mm_stream_si128(line + 2, c);
-      _mm_stream_si128(line + 3, d);
-      from += kCacheLine;
-    } else {
-      for (int i = 0; i < 4; ++i) _mm_stream_si128(line + i, zero);
+    _mm_sfence();
+#endif
+  }
+
+ private:
+  static constexpr size_t kLine = 64;
+
+#if defined(ATLAS_HAS_STREAM)
+  void write_lines(const unsigned char* from, size_t lines) {
+    static const bool wide = __builtin_cpu_supports("avx");
+    wide ? stream_wide(from, lines) : stream(from, lines);
+    to_ += lines * kLine;
+  }
+
+  void write_zeros(size_t lines) {
+    const __m128i zero = _mm_setzero_si128();
+    for (; lines; --lines, to_ += kLine) {
+      for (int i = 0; i < 4; ++i) _mm_stream_si128(reinterpret_cast<__m128i*>(to_) + i, zero);
     }
   }
-#endif
-  plain(bytes);
-}
 
-inline void stream_fence() {
-#if defined(ATLAS_HAS_STREAM)
-  _mm_sfence();
+  void stream(const unsigned char* from, size_t lines) {
+    auto* in = reinterpret_cast<const __m128i*>(from);
+    auto* out = reinterpret_cast<__m128i*>(to_);
+    for (; lines; --lines, in += 4, out += 4) {
+      for (int i = 0; i < 4; ++i) _mm_stream_si128(out + i, _mm_loadu_si128(in + i));
+    }
+  }
+
+  __attribute__((target("avx"))) void stream_wide(const unsigned char* from, size_t lines) {
+    auto* in = reinterpret_cast<const __m256i*>(from);
+    auto* out = reinterpret_cast<__m256i*>(to_);
+    for (; lines; --lines, in += 2, out += 2) {
+      const __m256i a = _mm256_loadu_si256(in), b = _mm256_loadu_si256(in + 1);
+      _mm256_stream_si256(out, a);
+      _mm256_stream_si256(out + 1, b);
+    }
+  }
+#else
+  void write_lines(const unsigned char* from, size_t lines) {
+    std::memcpy(to_, from, lines * kLine);
+    to_ += lines * kLine;
+  }
+
+  void write_zeros(size_t lines) {
+    std::memset(to_, 0, lines * kLine);
+    to_ += lines * kLine;
+  }
 #endif
-}
+
+  unsigned char* to_;
+  size_t head_, waiting_ = 0;  // bytes up to the first whole line; bytes in `line_`
+  alignas(kLine) unsigned char line_[kLine];
+};
 
 }  // namespace atlas_kernels

@@ -34,6 +34,7 @@ struct Board {
   std::vector<int32_t> mark;  // max: which focus has it, -1 for none. union: how many zeros
   std::vector<T> grad;        // grad_out, where it cannot be read in place
   Rows rows;                  // of one focus in the plane
+  std::vector<double> columns;
   const T neutral;
   const int32_t unmarked;
 
@@ -42,7 +43,7 @@ struct Board {
         rows(problem.shape[1]),
         neutral(problem.mode == SplatMode::union_ ? T(1) : T(0)),
         unmarked(problem.mode == SplatMode::union_ ? 0 : -1) {
-    const size_t size = static_cast<size_t>(problem.shape[1] * problem.shape[2] + kBlock);
+    const size_t size = static_cast<size_t>(problem.shape[1] * problem.shape[2] + 2 * kBlock);
     if (problem.mode != SplatMode::sum) {
       value.assign(size, neutral);
       mark.assign(size, unmarked);
@@ -67,31 +68,34 @@ ATLAS_INLINE void mark_focus(const Scene<T>& scene, size_t f, int64_t x, Board<T
   const Rows& rows = board.rows;
   const Span ys = focus.axis[1].span;
   const int32_t number = static_cast<int32_t>(f);
-  const T* gauss = scene.gauss(focus, 2);
-  const double* z2 = scene.square(focus, 2);
   list_rows(scene, focus, x, board.rows);
-  for (int64_t j = 0; j < ys.end - ys.begin; ++j) {
+  const int first = rows.first, n = visited(rows);
+  const T* gauss = scene.gauss(focus, 2) + first;
+  const double* z2 = scene.square(focus, 2) + first;
+  for (int j = 0; j < rows.count; ++j) {
     const size_t r = static_cast<size_t>(j);
-    const int begin = rows.begin[r], end = rows.end[r];
+    const int begin = rows.begin[r] - first, end = rows.end[r] - first;
     if (begin >= end) continue;
     const RowValues<T> values(focus, rows.xy2[r], rows.gauss_xy[r]);
-    const int64_t start = (ys.begin + j) * scene.problem.shape[2] + focus.axis[2].span.begin;
+    const int64_t start = (ys.begin + j) * scene.problem.shape[2] + focus.axis[2].span.begin + first;
     T* best = board.value.data() + start;
     int32_t* mark = board.mark.data() + start;
     if (scene.problem.mode == SplatMode::union_) {
       ATLAS_INDEPENDENT
-      for (int i = rows.first; i < rows.last; ++i) {
-        const T rest = 1 - values.template at<taper>(gauss[i], z2[i]) * holds<T>(i, begin, end);
-        best[i] *= rest == 0 ? T(1) : rest;
-        mark[i] += rest == 0;
+      for (int i = 0; i < n; ++i) {
+        const T value = kept(values.template at<taper>(gauss[i], z2[i]), holds(i, begin, end));
+        const int zero = value == 1;
+        best[i] *= 1 - kept(value, 1 - zero);
+        mark[i] += zero;
       }
       continue;
     }
     ATLAS_INDEPENDENT
-    for (int i = rows.first; i < rows.last; ++i) {
-      const T value = values.template at<taper>(gauss[i], z2[i]) * holds<T>(i, begin, end);
-      mark[i] = value > best[i] ? number : mark[i];  // the lowest index wins a tie
-      best[i] = value > best[i] ? value : best[i];
+    for (int i = 0; i < n; ++i) {
+      const T value = kept(values.template at<taper>(gauss[i], z2[i]), holds(i, begin, end));
+      const int wins = value > best[i];  // the lowest index wins a tie
+      mark[i] = (number & -wins) | (mark[i] & (wins - 1));
+      best[i] = kept(value, wins) + kept(best[i], 1 - wins);
     }
   }
 }
@@ -99,47 +103,48 @@ ATLAS_INLINE void mark_focus(const Scene<T>& scene, size_t f, int64_t x, Board<T
 // The product of 1 - value over the other foci of a voxel, whose own rest is given.
 template <typename T>
 ATLAS_INLINE T share_of_others(T product, int32_t zeros, T rest) {
-  const T without = rest == 0 ? product : product / rest;
-  return zeros == (rest == 0) ? without : T(0);
+  const int own = rest == 0;
+  return kept(product / (rest + static_cast<T>(own)), static_cast<int>(zeros == own));
 }
 
-// Sums over the rows of one plane, for each z: of what arrives times gauss_xy (1, dy, dy^2), and for
-// a taper the same without gauss_xy.
+// Columns: sums over the rows of one plane, for each z, of what arrives times gauss_xy (1, dy, dy^2),
+// and for a taper the same without gauss_xy.
 constexpr int kColumns = 6;
-using Columns = std::vector<double>;
 
 template <SplatMode mode, bool taper, typename T>
 ATLAS_INLINE void gather_rows(const Scene<T>& scene, size_t f, int64_t x, Board<T>& board,
-                              const T* grad, Columns& columns, size_t stride) {
+                              const T* grad, size_t stride) {
   const Focus& focus = scene.foci[f];
   const Rows& rows = board.rows;
   const Span ys = focus.axis[1].span;
   const int32_t number = static_cast<int32_t>(f);
-  const T* gauss = scene.gauss(focus, 2);
-  const double *z2 = scene.square(focus, 2), *mm_y = scene.mm(focus, 1), *y2 = scene.square(focus, 1);
-  double *sum = columns.data(), *sum_y = sum + stride, *sum_yy = sum_y + stride;
-  double *flat = sum_yy + stride, *flat_y = flat + stride, *flat_yy = flat_y + stride;
   list_rows(scene, focus, x, board.rows);
-  for (int64_t j = 0; j < ys.end - ys.begin; ++j) {
+  const int first = rows.first, n = visited(rows);
+  const T* gauss = scene.gauss(focus, 2) + first;
+  const double *mm_y = scene.mm(focus, 1), *y2 = scene.square(focus, 1);
+  const double* z2 = scene.square(focus, 2) + first;
+  double *sum = board.columns.data() + first, *sum_y = sum + stride, *sum_yy = sum_y + stride;
+  double *flat = sum_yy + stride, *flat_y = flat + stride, *flat_yy = flat_y + stride;
+  for (int j = 0; j < rows.count; ++j) {
     const size_t r = static_cast<size_t>(j);
-    const int begin = rows.begin[r], end = rows.end[r];
+    const int begin = rows.begin[r] - first, end = rows.end[r] - first;
     if (begin >= end) continue;
     const RowValues<T> values(focus, rows.xy2[r], rows.gauss_xy[r]);
-    const int64_t start = (ys.begin + j) * scene.problem.shape[2] + focus.axis[2].span.begin;
+    const int64_t start = (ys.begin + j) * scene.problem.shape[2] + focus.axis[2].span.begin + first;
     const int64_t marked = mode == SplatMode::sum ? 0 : start;  // a sum has no board
     const T *here = grad + start, *best = board.value.data() + marked;
     const int32_t* mark = board.mark.data() + marked;
     const double g = rows.gauss_xy[r], dy = mm_y[j], yy = y2[j], g_y = g * dy, g_yy = g * yy;
     ATLAS_INDEPENDENT
-    for (int i = rows.first; i < rows.last; ++i) {
+    for (int i = 0; i < n; ++i) {
       T arrives = here[i];
-      bool counts = (i >= begin) & (i < end);
-      if constexpr (mode == SplatMode::max) counts &= mark[i] == number;
+      int counts = holds(i, begin, end);
+      if constexpr (mode == SplatMode::max) counts &= static_cast<int>(mark[i] == number);
       if constexpr (mode == SplatMode::union_) {
         const T rest = 1 - values.template at<taper>(gauss[i], z2[i]);
         arrives *= share_of_others(best[i], mark[i], rest);
       }
-      const double flow = static_cast<double>(counts ? arrives : T(0));
+      const double flow = static_cast<double>(kept(arrives, counts));
       sum[i] += g * flow;
       sum_y[i] += g_y * flow;
       sum_yy[i] += g_yy * flow;
@@ -154,8 +159,8 @@ ATLAS_INLINE void gather_rows(const Scene<T>& scene, size_t f, int64_t x, Board<
 
 // Closes a plane: the factors of z, and those of x.
 template <bool taper, typename T>
-void close_columns(const Scene<T>& scene, const Focus& focus, int64_t x, Columns& columns,
-                   size_t stride, Moments& moments) {
+void close_columns(const Scene<T>& scene, const Focus& focus, int64_t x, size_t stride,
+                   std::vector<double>& columns, Moments& moments) {
   const int64_t place = x - focus.axis[0].span.begin;
   const double dx = scene.mm(focus, 0)[place], x2 = scene.square(focus, 0)[place];
   const double *dz = scene.mm(focus, 2), *z2 = scene.square(focus, 2);
@@ -184,7 +189,7 @@ void close_columns(const Scene<T>& scene, const Focus& focus, int64_t x, Columns
 
 template <SplatMode mode, typename T>
 ATLAS_INLINE void gather_in_mode(const Scene<T>& scene, int64_t x, Board<T>& board, const T* grad,
-                                 Columns& columns, Moments* moments) {
+                                 Moments* moments) {
   if constexpr (mode != SplatMode::sum) {
     for (const int64_t* i = scene.first_focus(x); i != scene.last_focus(x); ++i) {
       const size_t f = static_cast<size_t>(*i);
@@ -200,37 +205,37 @@ ATLAS_INLINE void gather_in_mode(const Scene<T>& scene, int64_t x, Board<T>& boa
     const Focus& focus = scene.foci[f];
     const int64_t n = focus.axis[2].span.end - focus.axis[2].span.begin;
     const size_t stride = static_cast<size_t>((n + kBlock - 1) / kBlock * kBlock);
-    columns.resize(kColumns * stride);
+    board.columns.resize(kColumns * stride);
     if (focus.edge == 0) {
-      gather_rows<mode, false>(scene, f, x, board, grad, columns, stride);
-      close_columns<false>(scene, focus, x, columns, stride, moments[focus.peak]);
+      gather_rows<mode, false>(scene, f, x, board, grad, stride);
+      close_columns<false>(scene, focus, x, stride, board.columns, moments[focus.peak]);
     } else {
-      gather_rows<mode, true>(scene, f, x, board, grad, columns, stride);
-      close_columns<true>(scene, focus, x, columns, stride, moments[focus.peak]);
+      gather_rows<mode, true>(scene, f, x, board, grad, stride);
+      close_columns<true>(scene, focus, x, stride, board.columns, moments[focus.peak]);
     }
   }
 }
 
 template <typename T>
 ATLAS_INLINE void gather_plane(const Scene<T>& scene, int64_t x, Board<T>& board, const T* grad,
-                               Columns& columns, Moments* moments) {
+                               Moments* moments) {
   switch (scene.problem.mode) {
     case SplatMode::max:
-      return gather_in_mode<SplatMode::max>(scene, x, board, grad, columns, moments);
+      return gather_in_mode<SplatMode::max>(scene, x, board, grad, moments);
     case SplatMode::union_:
-      return gather_in_mode<SplatMode::union_>(scene, x, board, grad, columns, moments);
+      return gather_in_mode<SplatMode::union_>(scene, x, board, grad, moments);
     default:
-      return gather_in_mode<SplatMode::sum>(scene, x, board, grad, columns, moments);
+      return gather_in_mode<SplatMode::sum>(scene, x, board, grad, moments);
   }
 }
 
 ATLAS_MULTIVERSION void gather(const Scene<float>& scene, int64_t x, Board<float>& board,
-                               const float* grad, Columns& columns, Moments* moments) {
-  gather_plane(scene, x, board, grad, columns, moments);
+                               const float* grad, Moments* moments) {
+  gather_plane(scene, x, board, grad, moments);
 }
 ATLAS_MULTIVERSION void gather(const Scene<double>& scene, int64_t x, Board<double>& board,
-                               const double* grad, Columns& columns, Moments* moments) {
-  gather_plane(scene, x, board, grad, columns, moments);
+                               const double* grad, Moments* moments) {
+  gather_plane(scene, x, board, grad, moments);
 }
 
 // grad_out of plane x with kBlock readable elements after it: in place, or else in the board, of what
@@ -256,6 +261,19 @@ const T* grad_plane(const SplatProblem& problem, const Out* grad_out, int64_t x,
     }
   });
   return board.grad.data();
+}
+
+// Adds to `moments`, by peak, what the scene's planes give. `grad_out` is where the volume starts.
+template <typename T, typename Out>
+void gather_planes(const Scene<T>& scene, Board<T>& board, const Out* grad_out, Moments* moments) {
+  for (int64_t x = scene.planes.begin; x < scene.planes.end; ++x) {
+    for (const int64_t* f = scene.first_focus(x); f != scene.last_focus(x); ++f) {
+      board.touched.add(scene.foci[static_cast<size_t>(*f)]);
+    }
+    if (!board.touched.any()) continue;
+    gather(scene, x, board, grad_plane(scene.problem, grad_out, x, board), moments);
+    board.clear(scene.problem);
+  }
 }
 
 // Adds the moments of all layers (a slab of planes at one width) in their order.
@@ -296,28 +314,19 @@ void splat_backward_cpu(const SplatProblem& problem, const Out* grad_out, double
   using T = typename Arithmetic<Out>::type;
   check(problem, threads);
   require(problem.mode != SplatMode::sphere, "splat: mode 'sphere' has no gradient");
-  const Cut cut(problem);
+  const Cut cut(problem, threads);
   const int64_t n_peaks = problem.offsets[problem.n_studies];
-  const int64_t size = problem.n_elements();
-  // A focus and a layer meet in one entry, so no two items write to the same place.
+  // A focus and a layer meet in one entry, so no two units write to the same place.
   std::vector<Moments> moments(static_cast<size_t>(problem.n_kernels * cut.slabs * n_peaks));
-  parallel_for(problem.n_studies * problem.n_kernels * cut.slabs, threads, [&](int64_t item) {
-    const int64_t volume = item / cut.slabs, slab = item % cut.slabs, first = slab * cut.planes;
-    const int64_t kernel = volume % problem.n_kernels;
+  parallel_for(cut.items, threads, [&](int64_t item) {
     Scene<T> scene(problem);
-    set_scene(scene, volume / problem.n_kernels, kernel,
-              {first, std::min(first + cut.planes, problem.shape[0])});
     Board<T> board(problem);
-    Columns columns;
-    for (int64_t x = scene.planes.begin; x < scene.planes.end; ++x) {
-      for (const int64_t* f = scene.first_focus(x); f != scene.last_focus(x); ++f) {
-        board.touched.add(scene.foci[static_cast<size_t>(*f)]);
-      }
-      if (!board.touched.any()) continue;
-      const T* grad = grad_plane(problem, grad_out + volume * size, x, board);
-      gather(scene, x, board, grad, columns,
-             moments.data() + (kernel * cut.slabs + slab) * n_peaks);
-      board.clear(problem);
+    for (int64_t unit = cut.units_of(item).begin; unit < cut.units_of(item).end; ++unit) {
+      const int64_t volume = unit / cut.slabs, kernel = volume % problem.n_kernels;
+      set_scene(scene, volume / problem.n_kernels, kernel, cut.planes_of(problem, unit));
+      const int64_t layer = kernel * cut.slabs + unit % cut.slabs;
+      gather_planes(scene, board, grad_out + volume * problem.n_elements(),
+                    moments.data() + layer * n_peaks);
     }
   });
   add_layers(problem, cut.slabs, moments, grad_peaks, grad_weights, grad_widths);

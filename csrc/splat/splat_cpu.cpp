@@ -32,7 +32,7 @@ struct Canvas {
   static constexpr bool packs = !std::is_same_v<T, Out>;
 
   explicit Canvas(const SplatProblem& problem) : touched(problem.shape[1]), rows(problem.shape[1]) {
-    const size_t size = static_cast<size_t>(problem.shape[1] * problem.shape[2] + kBlock);
+    const size_t size = static_cast<size_t>(problem.shape[1] * problem.shape[2] + 2 * kBlock);
     values.assign(size, T(0));
     if (packs) packed.assign(size, Out{});
     if (problem.masked()) chosen.resize(size);
@@ -57,20 +57,22 @@ ATLAS_INLINE T combined(T before, T value) {
 // Voxels of a block that the row does not cover get the value 0, which changes nothing in any mode.
 template <SplatMode mode, bool taper, typename T>
 ATLAS_INLINE void draw_focus(const Scene<T>& scene, const Focus& focus, int64_t x, Rows& rows, T* plane) {
-  const T* gauss_z = scene.gauss(focus, 2);
-  const double* square_z = scene.square(focus, 2);
   const Span ys = focus.axis[1].span;
   const int64_t row_length = scene.problem.shape[2];
-  T* out = plane + ys.begin * row_length + focus.axis[2].span.begin;
   list_rows(scene, focus, x, rows);
-  for (size_t j = 0; j < static_cast<size_t>(ys.end - ys.begin); ++j, out += row_length) {
-    const int begin = rows.begin[j], end = rows.end[j];
+  const int first = rows.first, n = visited(rows);
+  const T* gauss_z = scene.gauss(focus, 2) + first;
+  const double* square_z = scene.square(focus, 2) + first;
+  T* out = plane + ys.begin * row_length + focus.axis[2].span.begin + first;
+  for (int j = 0; j < rows.count; ++j, out += row_length) {
+    const size_t r = static_cast<size_t>(j);
+    const int begin = rows.begin[r] - first, end = rows.end[r] - first;
     if (begin >= end) continue;
-    const RowValues<T> values(focus, rows.xy2[j], rows.gauss_xy[j]);
+    const RowValues<T> values(focus, rows.xy2[r], rows.gauss_xy[r]);
     ATLAS_INDEPENDENT
-    for (int i = rows.first; i < rows.last; ++i) {
+    for (int i = 0; i < n; ++i) {
       const T value = values.template at<taper>(gauss_z[i], square_z[i]);
-      out[i] = combined<mode>(out[i], value * holds<T>(i, begin, end));
+      out[i] = combined<mode>(out[i], kept(value, holds(i, begin, end)));
     }
   }
 }
@@ -137,37 +139,65 @@ bool fill_canvas(const Scene<T>& scene, int64_t x, Canvas<T, Out>& canvas) {
   return true;
 }
 
+// In whole blocks, which costs less than counting; what is cleared too much is 0 already, or will be.
 template <typename T, typename Out>
-void clear_canvas(const SplatProblem& problem, Canvas<T, Out>& canvas) {
-  canvas.touched.for_each(problem.shape[2], [&](int64_t first, int64_t n) {
-    std::fill_n(canvas.values.data() + first, n, T(0));
-    if constexpr (Canvas<T, Out>::packs) std::fill_n(canvas.packed.data() + first, n, Out{});
+ATLAS_INLINE void clear_rows(int64_t row_length, Canvas<T, Out>& canvas) {
+  canvas.touched.for_each(row_length, [&](int64_t first, int64_t n) {
+    for (int64_t i = first; i < first + n; i += kBlock) {
+      std::fill_n(canvas.values.data() + i, kBlock, T(0));
+      if constexpr (Canvas<T, Out>::packs) std::fill_n(canvas.packed.data() + i, kBlock, Out{});
+    }
   });
   canvas.touched.clear();
 }
 
-// Writes planes of one volume. `out` is where the volume starts.
+// The elements of a plane that the mask holds, in its order: [*n of them].
+template <typename T, typename Out>
+const Out* choose_elements(const SplatProblem& problem, int64_t x, Canvas<T, Out>& canvas, size_t* n) {
+  const int64_t plane_size = problem.shape[1] * problem.shape[2], start = x * plane_size;
+  const int64_t* end = problem.voxels + problem.n_voxels;
+  const int64_t* first = std::lower_bound(problem.voxels, end, start);
+  const int64_t* last = std::lower_bound(first, end, start + plane_size);
+  Out* chosen = canvas.chosen.data();
+  for (const int64_t* voxel = first; voxel < last; ++voxel) *chosen++ = canvas.elements()[*voxel - start];
+  *n = static_cast<size_t>(last - first);
+  return canvas.chosen.data();
+}
+
+// A plane in three pieces, of which the first and the last are empty rows and need not be read.
+template <typename T, typename Out>
+void put_plane(const SplatProblem& problem, const Canvas<T, Out>& canvas, Stream& stream) {
+  const int64_t rows = problem.shape[1], bytes = problem.shape[2] * static_cast<int64_t>(sizeof(Out));
+  const int64_t first = std::min(canvas.touched.first_y, rows);
+  const int64_t last = std::max(first, std::min(canvas.touched.last_y, rows));
+  stream.put(nullptr, static_cast<size_t>(first * bytes));
+  stream.put(canvas.elements() + first * problem.shape[2], static_cast<size_t>((last - first) * bytes));
+  stream.put(nullptr, static_cast<size_t>((rows - last) * bytes));
+}
+
+// Draws the scene's planes and streams them to `out`.
 template <typename T, typename Out>
 void write_planes(const Scene<T>& scene, Canvas<T, Out>& canvas, Out* out) {
   const SplatProblem& problem = scene.problem;
-  const int64_t plane_size = problem.shape[1] * problem.shape[2];
-  const int64_t* end = problem.voxels + problem.n_voxels;
+  Stream stream(out);
   for (int64_t x = scene.planes.begin; x < scene.planes.end; ++x) {
     const bool drawn = fill_canvas(scene, x, canvas);
-    const Out* elements = canvas.elements();
-    int64_t first = x * plane_size, n = plane_size;
     if (problem.masked()) {
-      const int64_t* voxel = std::lower_bound(problem.voxels, end, first);
-      n = std::lower_bound(voxel, end, first + plane_size) - voxel;
-      if (drawn) {
-        for (int64_t i = 0; i < n; ++i) canvas.chosen[static_cast<size_t>(i)] = elements[voxel[i] - first];
-        elements = canvas.chosen.data();
-      }
-      first = voxel - problem.voxels;
+      size_t n;
+      const Out* elements = choose_elements(problem, x, canvas, &n);
+      stream.put(drawn ? elements : nullptr, n * sizeof(Out));
+    } else {
+      put_plane(problem, canvas, stream);
     }
-    stream_copy(out + first, drawn ? elements : nullptr, static_cast<size_t>(n) * sizeof(Out));
-    if (drawn) clear_canvas(problem, canvas);
+    if (drawn) clear_rows(problem.shape[2], canvas);
   }
+}
+
+// Where in a volume of the output plane x begins.
+int64_t first_element(const SplatProblem& problem, int64_t x) {
+  const int64_t voxel = x * problem.shape[1] * problem.shape[2];
+  if (!problem.masked()) return voxel;
+  return std::lower_bound(problem.voxels, problem.voxels + problem.n_voxels, voxel) - problem.voxels;
 }
 
 }  // namespace
@@ -176,16 +206,17 @@ template <typename Out>
 void splat_cpu(const SplatProblem& problem, Out* out, int threads) {
   using T = typename Arithmetic<Out>::type;
   check(problem, threads);
-  const Cut cut(problem);
-  const int64_t size = problem.n_elements();
-  parallel_for(problem.n_studies * problem.n_kernels * cut.slabs, threads, [&](int64_t item) {
-    const int64_t volume = item / cut.slabs, first = item % cut.slabs * cut.planes;
+  const Cut cut(problem, threads);
+  parallel_for(cut.items, threads, [&](int64_t item) {
     Scene<T> scene(problem);
-    set_scene(scene, volume / problem.n_kernels, volume % problem.n_kernels,
-              {first, std::min(first + cut.planes, problem.shape[0])});
     Canvas<T, Out> canvas(problem);
-    write_planes(scene, canvas, out + volume * size);
-    stream_fence();
+    for (int64_t unit = cut.units_of(item).begin; unit < cut.units_of(item).end; ++unit) {
+      const int64_t volume = unit / cut.slabs;
+      const Span planes = cut.planes_of(problem, unit);
+      set_scene(scene, volume / problem.n_kernels, volume % problem.n_kernels, planes);
+      const int64_t first = volume * problem.n_elements() + first_element(problem, planes.begin);
+      write_planes(scene, canvas, out + first);
+    }
   });
 }
 

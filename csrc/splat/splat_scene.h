@@ -1,13 +1,14 @@
 // What forward and backward share: the foci of one volume, their tables, and their rows in one plane.
 //
 // The Gaussian is separable, so each focus gets three short tables (its distance to the voxels along
-// x, y and z, and the exponential of each); a voxel then costs one multiplication. Tables along z are
-// padded with zeros to whole blocks of kBlock, which is what the loops over a row run in.
+// x, y and z, and the exponential of each); a voxel then costs one multiplication. Tables along y and
+// z are padded with zeros to whole blocks of kBlock, which is what loops over rows and voxels run in.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <cstdint>
 #include <vector>
 
 #include "common/checks.h"
@@ -44,6 +45,7 @@ struct Focus {
   double edge, end;     // tangent = edge * (1 + end - per * |d|^2); edge is 0 without taper
   Pull pull;
   Reach axis[3];
+  int nearest_y;  // place in its y tables of the row nearest to it, which is the longest of each plane
 };
 
 // The foci of one study at one width that reach some planes, with their tables.
@@ -104,7 +106,7 @@ void add_tables(Scene<T>& scene, Focus& focus, std::vector<double>& gauss) {
   for (int axis = 0; axis < 3; ++axis) {
     Reach& reach = focus.axis[axis];
     const size_t n = static_cast<size_t>(reach.span.end - reach.span.begin);
-    const size_t padded = axis == 2 ? (n + kBlock - 1) / kBlock * kBlock : n;
+    const size_t padded = axis == 0 ? n : (n + kBlock - 1) / kBlock * kBlock;
     reach.table = scene.mm_tables.size();
     scene.mm_tables.resize(reach.table + padded);
     scene.square_tables.resize(reach.table + padded);
@@ -162,6 +164,9 @@ void set_scene(Scene<T>& scene, int64_t study, int64_t kernel, Span planes) {
     if (!visible) continue;
     if (problem.normalize != SplatNormalize::peak) normalize_focus(problem, focus);
     add_tables(scene, focus, gauss);
+    const double* y2 = scene.square(focus, 1);
+    focus.nearest_y = static_cast<int>(
+        std::min_element(y2, y2 + (focus.axis[1].span.end - focus.axis[1].span.begin)) - y2);
     scene.foci.push_back(focus);
   }
   fill_buckets(scene);
@@ -173,20 +178,24 @@ void set_scene(Scene<T>& scene, int64_t study, int64_t kernel, Span planes) {
 // [begin, end) of the z table, none where begin >= end.
 struct Rows {
   std::vector<double> xy2, gauss_xy;  // squared distance in the plane, and exp of it
+  std::vector<double> low, high;      // begin and end while they are looked for
   std::vector<int32_t> begin, end;
-  int first, last;  // whole blocks [first, last) of the z table hold all that any row covers
+  int count = 0;
+  int first = 0, blocks = 0;  // whole blocks of the z table, from `first`, hold all that a row covers
 
   explicit Rows(int64_t n)
-      : xy2(static_cast<size_t>(n)), gauss_xy(xy2), begin(xy2.size()), end(xy2.size()), first(0), last(0) {}
+      : xy2(static_cast<size_t>(n + kBlock)), gauss_xy(xy2), low(xy2), high(xy2), begin(xy2.size()), end(xy2.size()) {}
 };
 
-// Where along z a ball ends: a guess from the square root, put right by the comparison that defines
-// the support. Without branches, so that rows are found several at a time.
+// Where along z a ball ends: a guess from the square root, a little too far out, so that at most one
+// voxel is too many; the comparison that defines the support takes that back. Without branches, in
+// short loops that vectorise.
 struct BallEnds {
-  double start, step, peak;  // of the z axis, mm, at the start of its table
+  static constexpr double kSlack = 1e-6;  // voxels
+  double start, step, peak;               // of the z axis, mm
   double first, centre, per_mm, last, radius2;
 
-  BallEnds(const SplatProblem& problem, double peak_z, Span span, double given_radius2)
+  ATLAS_INLINE BallEnds(const SplatProblem& problem, double peak_z, Span span, double given_radius2)
       : start(problem.origin[2]),
         step(problem.spacing[2]),
         peak(peak_z),
@@ -196,29 +205,41 @@ struct BallEnds {
         last(static_cast<double>(span.end - span.begin)),
         radius2(given_radius2) {}
 
-  // 1 if a ball covers voxel `i` of the row, 0 if not; the same arithmetic as offset_mm.
-  ATLAS_INLINE double covers(double xy2, double i) const {
-    const double d = (start + step * (first + i)) - peak;
-    return xy2 + d * d <= radius2 ? 1.0 : 0.0;
-  }
-
-  ATLAS_INLINE void find(double xy2, int32_t& begin, int32_t& end) const {
-    const double rest = radius2 - xy2, half = std::sqrt(rest > 0 ? rest : 0.0) * per_mm;
-    const double low = centre - half, high = centre + half;
-    double b = floor_within(low) + 1, e = floor_within(high) + 1;
-    b -= covers(xy2, b - 1);
-    b += 1 - covers(xy2, b);
-    e += covers(xy2, e);
-    e -= 1 - covers(xy2, e - 1);
-    begin = static_cast<int32_t>(b > 0 ? b : 0.0);
-    end = static_cast<int32_t>(e < last ? e : last);
+  // Fills begin and end of the first n rows from their xy2.
+  ATLAS_INLINE void find(int n, Rows& rows) const {
+    const double* xy2 = rows.xy2.data();
+    double *low = rows.low.data(), *high = rows.high.data();
+    int32_t *begin = rows.begin.data(), *end = rows.end.data();
+    ATLAS_INDEPENDENT
+    for (int j = 0; j < n; ++j) {
+      const double rest = radius2 - xy2[j], half = std::sqrt(rest > 0 ? rest : 0.0) * per_mm + kSlack;
+      low[j] = whole_within(centre - half + 1);
+      high[j] = whole_within(centre + half + 1);
+    }
+    ATLAS_INDEPENDENT
+    for (int j = 0; j < n; ++j) {
+      low[j] += misses(xy2[j], low[j]);
+      high[j] -= misses(xy2[j], high[j] - 1);
+    }
+    ATLAS_INDEPENDENT
+    for (int j = 0; j < n; ++j) {
+      begin[j] = static_cast<int32_t>(low[j]);
+      end[j] = static_cast<int32_t>(high[j]);
+    }
   }
 
  private:
-  ATLAS_INLINE double floor_within(double value) const {  // within -1 .. last
-    value = value > -1 ? value : -1.0;
+  // Rounded down, within 0 .. last.
+  ATLAS_INLINE double whole_within(double value) const {
+    value = value > 0 ? value : 0.0;
     value = value < last ? value : last;
-    return static_cast<double>(static_cast<int32_t>(value + 1)) - 1;
+    return static_cast<double>(static_cast<int32_t>(value));
+  }
+
+  // 0 if a ball covers voxel `i` of the row, 1 if not; the same arithmetic as offset_mm.
+  ATLAS_INLINE double misses(double xy2, double i) const {
+    const double d = (start + step * (first + i)) - peak;
+    return xy2 + d * d <= radius2 ? 0.0 : 1.0;
   }
 };
 
@@ -229,41 +250,33 @@ ATLAS_INLINE void list_rows(const Scene<T>& scene, const Focus& focus, int64_t x
   const double gauss_x = static_cast<double>(scene.gauss(focus, 0)[x - xs.begin]);
   const double* y2 = scene.square(focus, 1);
   const T* gauss_y = scene.gauss(focus, 1);
-  const bool ball = scene.problem.support != SplatSupport::box;
-  const int n = static_cast<int>(zs.end - zs.begin), count = static_cast<int>(ys.end - ys.begin);
-  const BallEnds ends(scene.problem, focus.mm[2], zs, focus.radius2);
+  const int n = static_cast<int>(zs.end - zs.begin);
+  rows.count = static_cast<int>(ys.end - ys.begin);
+  const int padded = (rows.count + kBlock - 1) & -kBlock;
   double *xy2 = rows.xy2.data(), *gauss_xy = rows.gauss_xy.data();
   int32_t *begin = rows.begin.data(), *end = rows.end.data();
   ATLAS_INDEPENDENT
-  for (int j = 0; j < count; ++j) {
+  for (int j = 0; j < padded; ++j) {
     xy2[j] = x2 + y2[j];
     gauss_xy[j] = gauss_x * static_cast<double>(gauss_y[j]);
   }
-  int first = 0, last = n;
-  if (ball) {
-    ATLAS_INDEPENDENT
-    for (int j = 0; j < count; ++j) ends.find(xy2[j], begin[j], end[j]);
-    first = n;
-    last = 0;
-    for (int j = 0; j < count; ++j) {
-      const bool empty = begin[j] >= end[j];
-      first = std::min(first, empty ? n : begin[j]);
-      last = std::max(last, empty ? 0 : end[j]);
-    }
+  if (scene.problem.support == SplatSupport::box) {
+    std::fill_n(begin, padded, 0);
+    std::fill_n(end, padded, n);
   } else {
-    std::fill_n(begin, count, 0);
-    std::fill_n(end, count, n);
+    BallEnds(scene.problem, focus.mm[2], zs, focus.radius2).find(padded, rows);
   }
-  rows.first = first & -kBlock;
-  rows.last = (last + kBlock - 1) & -kBlock;
+  rows.first = begin[focus.nearest_y] & -kBlock;
+  rows.blocks = (end[focus.nearest_y] - rows.first + kBlock - 1) / kBlock;
 }
 
-// 1 for a covered voxel of a row and 0 for another: a factor, as compilers make a branch, which does
-// not vectorise, of a choice.
-template <typename T>
-ATLAS_INLINE T holds(int i, int begin, int end) {
-  return static_cast<T>(static_cast<int>(i >= begin) & static_cast<int>(i < end));
+// 1 for a covered voxel of a row and 0 for another.
+ATLAS_INLINE int holds(int i, int begin, int end) {
+  return static_cast<int>(i >= begin) & static_cast<int>(i < end);
 }
+
+// How many voxels the loop over a row visits; written so that compilers see whole blocks.
+ATLAS_INLINE int visited(const Rows& rows) { return (rows.blocks > 0 ? rows.blocks : 0) * kBlock; }
 
 // The values of one row: scale * gauss_z[i] + base + rise * z2[i]. Forward and backward must agree to
 // the bit on who wins a maximum, so both take them from here.
@@ -290,52 +303,71 @@ struct RowValues {
 // For each y the voxels [begin, end) along z that were drawn to, so that only they are converted and
 // cleared. Widened to whole blocks, hence perhaps past the row's end, into the row after it.
 struct Touched {
-  std::vector<Span> rows;
-  Span ys;  // rows outside are untouched
+  static constexpr int32_t kNever = INT32_MAX;
+  std::vector<int32_t> begin, end;
+  int64_t first_y, last_y;  // rows outside are untouched
 
-  explicit Touched(int64_t n) : rows(static_cast<size_t>(n), Span{0, 0}), ys{n, 0} {}
+  explicit Touched(int64_t n)
+      : begin(static_cast<size_t>(n), kNever), end(begin.size(), 0), first_y(n), last_y(0) {}
 
-  ATLAS_INLINE void add(const Focus& focus) {
+  void add(const Focus& focus) {
     const Span y = focus.axis[1].span, z = focus.axis[2].span;
-    const int64_t end = z.begin + (z.end - z.begin + kBlock - 1) / kBlock * kBlock;
-    for (int64_t i = y.begin; i < y.end; ++i) {
-      Span& row = rows[static_cast<size_t>(i)];
-      const bool fresh = row.begin == row.end;
-      row.begin = fresh || z.begin < row.begin ? z.begin : row.begin;
-      row.end = fresh || end > row.end ? end : row.end;
+    const int32_t z_begin = static_cast<int32_t>(z.begin);
+    const int32_t z_end = z_begin + ((static_cast<int32_t>(z.end - z.begin) + kBlock - 1) & -kBlock);
+    int32_t *begins = begin.data() + y.begin, *ends = end.data() + y.begin;
+    for (int64_t i = 0; i < y.end - y.begin; ++i) {
+      begins[i] = std::min(begins[i], z_begin);
+      ends[i] = std::max(ends[i], z_end);
     }
-    ys = {std::min(ys.begin, y.begin), std::max(ys.end, y.end)};
+    first_y = std::min(first_y, y.begin);
+    last_y = std::max(last_y, y.end);
   }
 
-  bool any() const { return ys.begin < ys.end; }
+  bool any() const { return first_y < last_y; }
 
   // Calls visit(first voxel in the plane, number of voxels).
   template <typename Visit>
-  void for_each(int64_t row_length, const Visit& visit) const {
-    for (int64_t y = ys.begin; y < ys.end; ++y) {
-      const Span row = rows[static_cast<size_t>(y)];
-      if (row.begin < row.end) visit(y * row_length + row.begin, row.end - row.begin);
+  ATLAS_INLINE void for_each(int64_t row_length, const Visit& visit) const {
+    for (int64_t y = first_y; y < last_y; ++y) {
+      const int32_t from = begin[static_cast<size_t>(y)], to = end[static_cast<size_t>(y)];
+      if (from < to) visit(y * row_length + from, to - from);
     }
   }
 
   void clear() {
-    for (int64_t y = ys.begin; y < ys.end; ++y) rows[static_cast<size_t>(y)] = {0, 0};
-    ys = {static_cast<int64_t>(rows.size()), 0};
+    for (int64_t y = first_y; y < last_y; ++y) {
+      begin[static_cast<size_t>(y)] = kNever;
+      end[static_cast<size_t>(y)] = 0;
+    }
+    first_y = static_cast<int64_t>(begin.size());
+    last_y = 0;
   }
 };
 
 // ---- how the work is cut ----------------------------------------------------------------------
 
-// A volume is one item of work where there are many, and a slab of planes where there are few. The
-// cut does not depend on the number of threads, hence neither do the bits of a gradient.
+// The unit of work is a volume where there are many, and a slab of planes where there are few. The cut
+// does not depend on the number of threads, hence neither do the bits of a gradient. Threads take
+// several units at a time and keep their memory between them.
 struct Cut {
-  int64_t planes, slabs;  // planes a slab, slabs a volume
+  int64_t planes, slabs, units;  // planes a slab, slabs a volume, slabs in all
+  int64_t share, items;          // units an item of parallel_for, items
 
-  explicit Cut(const SplatProblem& problem) {
-    constexpr int64_t kManyVolumes = 16, kSlabPlanes = 16;
-    const bool many = problem.n_studies * problem.n_kernels >= kManyVolumes;
-    planes = many ? problem.shape[0] : kSlabPlanes;
+  Cut(const SplatProblem& problem, int threads) {
+    constexpr int64_t kManyVolumes = 16, kSlabPlanes = 16, kSharesPerThread = 8;
+    const int64_t volumes = problem.n_studies * problem.n_kernels;
+    planes = volumes >= kManyVolumes ? problem.shape[0] : kSlabPlanes;
     slabs = (problem.shape[0] + planes - 1) / planes;
+    units = volumes * slabs;
+    share = std::max<int64_t>(1, units / (kSharesPerThread * threads));
+    items = (units + share - 1) / share;
+  }
+
+  Span units_of(int64_t item) const { return {item * share, std::min(units, (item + 1) * share)}; }
+
+  Span planes_of(const SplatProblem& problem, int64_t unit) const {
+    const int64_t first = unit % slabs * planes;
+    return {first, std::min(first + planes, problem.shape[0])};
   }
 };
 

@@ -67,13 +67,16 @@ Totals sum_ball(const SplatProblem& problem, const Focus& focus, const Axis (&ax
   const Axis &x = axes[0], &y = axes[1], &z = axes[2];
   if (z.mm.empty()) return {};
   const BallEnds ends(problem, focus.mm[2], z.span, focus.radius2);
+  const int ny = static_cast<int>(y.mm.size());
+  Rows rows(ny);
   const double per = focus.per;
   Totals total;
   for (size_t i = 0; i < x.mm.size(); ++i) {
+    for (size_t j = 0; j < y.mm.size(); ++j) rows.xy2[j] = x.square[i] + y.square[j];
+    ends.find(ny, rows);
     for (size_t j = 0; j < y.mm.size(); ++j) {
-      const double xy2 = x.square[i] + y.square[j], gauss_xy = x.gauss[i] * y.gauss[j];
-      int32_t begin, end;
-      ends.find(xy2, begin, end);
+      const double xy2 = rows.xy2[j], gauss_xy = x.gauss[i] * y.gauss[j];
+      const int begin = rows.begin[j], end = rows.end[j];
       if (begin >= end) continue;
       const Sums s = difference(z.sums[static_cast<size_t>(end)],
                                 z.sums[static_cast<size_t>(begin)]);
