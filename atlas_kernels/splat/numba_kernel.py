@@ -6,7 +6,8 @@ Each writes its own memory, so the bits do not depend on the number of threads.
 Siblings: reference.py (the specification), csrc/splat/splat_cpu.cpp. Maths: docs/kernels/splat.md.
 """
 
-# mypy: disable-error-code="no-untyped-def"
+# mypy: ignore-errors
+# (numba takes the types from the call)
 from __future__ import annotations
 
 import math
@@ -64,7 +65,8 @@ def forward(problem: Problem, out: Array, threads: int) -> None:
     rows = volumes.reshape(problem.n_studies * problem.n_kernels, -1 if volumes.size else 0)
     _forward(*_arrays(problem), _voxels(problem), masked, shape, _options(problem), rows)
     if not exact:
-        out[...] = np.minimum(volumes, 255) if out.dtype == np.uint8 else volumes
+        with np.errstate(over="ignore"):  # a float16 becomes infinite, as it should
+            out[...] = np.minimum(volumes, 255) if out.dtype == np.uint8 else volumes
 
 
 def backward(grad_out: Array, problem: Problem, threads: int) -> tuple[Array, Array, Array]:
