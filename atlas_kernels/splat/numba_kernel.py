@@ -240,8 +240,12 @@ def _span(place, step, origin, size, radius2):
 @njit(cache=True, error_model="numpy")
 def _tables(place, step, origin, begin, end, focus, flat):
     """Distances, mm, along an axis, and the exponential of each."""
-    mm = (origin + step * np.arange(begin, end)) - place
-    return mm, np.ones(end - begin) if flat else np.exp(-0.5 * mm * mm / focus.sigma**2)
+    mm, gauss = np.empty(end - begin), np.ones(end - begin)
+    for i in range(end - begin):
+        mm[i] = (origin + step * (begin + i)) - place
+        if not flat:
+            gauss[i] = math.exp(-0.5 * mm[i] * mm[i] / focus.sigma**2)
+    return mm, gauss
 
 
 # ---- forward -------------------------------------------------------------------------------------
@@ -272,42 +276,42 @@ def _draw(focus, height, steps, origin, options, volume):
     mm_x, gauss_x = _tables(focus.x, steps[0], origin[0], x0, x1, focus, options.flat)
     mm_y, gauss_y = _tables(focus.y, steps[1], origin[1], y0, y1, focus, options.flat)
     mm_z, gauss_z = _tables(focus.z, steps[2], origin[2], z0, z1, focus, options.flat)
-    square_z, last, per = mm_z * mm_z, z1 - z0, 0.5 / focus.sigma**2
+    gauss, square_z = gauss_z.astype(volume.dtype), mm_z * mm_z
+    limit = math.inf if options.box else focus.radius2  # a box covers all of its tables
+    per = 0.5 / focus.sigma**2
     for i in range(x1 - x0):
-        begin, end = 0, last
         for j in range(y1 - y0):
             square = mm_x[i] * mm_x[i] + mm_y[j] * mm_y[j]
-            if not options.box:  # a ball's rows grow and shrink little by little
-                while begin > 0 and square + square_z[begin - 1] <= focus.radius2:
-                    begin -= 1
-                while begin < last and square + square_z[begin] > focus.radius2:
-                    begin += 1
-                end = max(end, begin)
-                while end < last and square + square_z[end] <= focus.radius2:
-                    end += 1
-                while end > begin and square + square_z[end - 1] > focus.radius2:
-                    end -= 1
-                if begin == last:
-                    begin, end = 0, last
-                    continue
-            row = volume[x0 + i, y0 + j, z0 + begin : z0 + end]
+            if square > limit:
+                continue
+            row = volume[x0 + i, y0 + j, z0:z1]
             scale = height * gauss_x[i] * gauss_y[j]
+            if focus.edge == 0:
+                _combine(
+                    row, volume.dtype.type(scale), gauss, square, square_z, limit, options.mode
+                )
+                continue
             base = -height * focus.edge * (1 + focus.end - per * square)
             rise = height * focus.edge * per
-            _combine(row, scale, base, rise, gauss_z[begin:end], square_z[begin:end], options.mode)
+            values = (scale * gauss_z + (base + rise * square_z)).astype(volume.dtype)
+            _combine(row, volume.dtype.type(1), values, square, square_z, limit, options.mode)
 
 
 @njit(cache=True, error_model="numpy")
-def _combine(row, scale, base, rise, gauss, square, mode):
+def _combine(row, scale, values, square, square_z, limit, mode):
+    """Add scale * values to a row, in the mode's way, where the kernel covers its voxels."""
+    nothing = scale - scale
     if mode == SUM:
-        for i in range(len(row)):
-            row[i] += scale * gauss[i] + (base + rise * square[i])
+        for k in range(len(row)):
+            row[k] += scale * values[k] if square + square_z[k] <= limit else nothing
     elif mode == MAX:
-        for i in range(len(row)):
-            row[i] = max(row[i], scale * gauss[i] + (base + rise * square[i]))
+        for k in range(len(row)):
+            value = scale * values[k] if square + square_z[k] <= limit else nothing
+            row[k] = value if value > row[k] else row[k]
     else:
-        for i in range(len(row)):
-            row[i] += (scale * gauss[i] + (base + rise * square[i])) * (1 - row[i])
+        for k in range(len(row)):
+            value = scale * values[k] if square + square_z[k] <= limit else nothing
+            row[k] += value * (1 - row[k])
 
 
 # ---- backward ------------------------------------------------------------------------------------

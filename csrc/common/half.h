@@ -62,17 +62,31 @@ ATLAS_INLINE float to_float(Float16 value) {
 ATLAS_INLINE float to_float(float value) { return value; }
 ATLAS_INLINE double to_float(double value) { return value; }
 
-// The value where `keep` is 1 and 0, whatever it is, where `keep` is 0. On bits, because compilers make
-// a branch, which does not vectorise, of a choice.
-ATLAS_INLINE float kept(float value, int keep) {
-  return bits_float(float_bits(value) & (0u - static_cast<uint32_t>(keep)));
-}
-ATLAS_INLINE double kept(double value, int keep) {
-  uint64_t bits;
+// The bits of a number, and a number of them. On bits, a choice between a value and 0 is one "and",
+// where compilers make a branch, which does not vectorise, of "condition ? value : 0".
+template <typename T>
+struct Bits {
+  using type = uint32_t;
+};
+template <>
+struct Bits<double> {
+  using type = uint64_t;
+};
+
+template <typename T>
+ATLAS_INLINE T masked(T value, typename Bits<T>::type mask) {
+  typename Bits<T>::type bits;
   std::memcpy(&bits, &value, sizeof bits);
-  bits &= uint64_t(0) - static_cast<uint64_t>(keep);
+  bits &= mask;
   std::memcpy(&value, &bits, sizeof bits);
   return value;
+}
+
+// The value where `keep` is 1 and 0, whatever it is, where `keep` is 0.
+template <typename T>
+ATLAS_INLINE T kept(T value, int keep) {
+  using B = typename Bits<T>::type;
+  return masked(value, B(0) - static_cast<B>(keep));
 }
 
 // What arithmetic is done in for elements of type Out.

@@ -74,16 +74,18 @@ class Stream {
 
 #if defined(ATLAS_HAS_STREAM)
   void write_lines(const unsigned char* from, size_t lines) {
-    static const bool wide = __builtin_cpu_supports("avx");
-    wide ? stream_wide(from, lines) : stream(from, lines);
+    has_avx() ? stream_wide(from, lines) : stream(from, lines);
     to_ += lines * kLine;
   }
 
   void write_zeros(size_t lines) {
-    const __m128i zero = _mm_setzero_si128();
-    for (; lines; --lines, to_ += kLine) {
-      for (int i = 0; i < 4; ++i) _mm_stream_si128(reinterpret_cast<__m128i*>(to_) + i, zero);
-    }
+    has_avx() ? stream_zeros_wide(lines) : stream_zeros(lines);
+    to_ += lines * kLine;
+  }
+
+  static bool has_avx() {
+    static const bool has = __builtin_cpu_supports("avx");
+    return has;
   }
 
   void stream(const unsigned char* from, size_t lines) {
@@ -94,6 +96,13 @@ class Stream {
     }
   }
 
+  void stream_zeros(size_t lines) {
+    auto* out = reinterpret_cast<__m128i*>(to_);
+    for (; lines; --lines, out += 4) {
+      for (int i = 0; i < 4; ++i) _mm_stream_si128(out + i, _mm_setzero_si128());
+    }
+  }
+
   __attribute__((target("avx"))) void stream_wide(const unsigned char* from, size_t lines) {
     auto* in = reinterpret_cast<const __m256i*>(from);
     auto* out = reinterpret_cast<__m256i*>(to_);
@@ -101,6 +110,14 @@ class Stream {
       const __m256i a = _mm256_loadu_si256(in), b = _mm256_loadu_si256(in + 1);
       _mm256_stream_si256(out, a);
       _mm256_stream_si256(out + 1, b);
+    }
+  }
+
+  __attribute__((target("avx"))) void stream_zeros_wide(size_t lines) {
+    auto* out = reinterpret_cast<__m256i*>(to_);
+    for (; lines; --lines, out += 2) {
+      _mm256_stream_si256(out, _mm256_setzero_si256());
+      _mm256_stream_si256(out + 1, _mm256_setzero_si256());
     }
   }
 #else

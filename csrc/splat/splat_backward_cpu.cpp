@@ -33,14 +33,12 @@ struct Board {
   std::vector<T> value;       // max: the greatest value. union: product of 1 - value, zeros left out
   std::vector<int32_t> mark;  // max: which focus has it, -1 for none. union: how many zeros
   std::vector<T> grad;        // grad_out, where it cannot be read in place
-  Rows rows;                  // of one focus in the plane
   std::vector<double> columns;
   const T neutral;
   const int32_t unmarked;
 
   explicit Board(const SplatProblem& problem)
       : touched(problem.shape[1]),
-        rows(problem.shape[1]),
         neutral(problem.mode == SplatMode::union_ ? T(1) : T(0)),
         unmarked(problem.mode == SplatMode::union_ ? 0 : -1) {
     const size_t size = static_cast<size_t>(problem.shape[1] * problem.shape[2] + 2 * kBlock);
@@ -65,25 +63,22 @@ struct Board {
 template <bool taper, typename T>
 ATLAS_INLINE void mark_focus(const Scene<T>& scene, size_t f, int64_t x, Board<T>& board) {
   const Focus& focus = scene.foci[f];
-  const Rows& rows = board.rows;
+  const Rows rows = plane_rows(scene, focus, x);
   const Span ys = focus.axis[1].span;
   const int32_t number = static_cast<int32_t>(f);
-  list_rows(scene, focus, x, board.rows);
-  const int first = rows.first, n = visited(rows);
-  const T* gauss = scene.gauss(focus, 2) + first;
-  const double* z2 = scene.square(focus, 2) + first;
-  for (int j = 0; j < rows.count; ++j) {
-    const size_t r = static_cast<size_t>(j);
-    const int begin = rows.begin[r] - first, end = rows.end[r] - first;
-    if (begin >= end) continue;
-    const RowValues<T> values(focus, rows.xy2[r], rows.gauss_xy[r]);
-    const int64_t start = (ys.begin + j) * scene.problem.shape[2] + focus.axis[2].span.begin + first;
+  const T *gauss_y = scene.gauss(focus, 1), *gauss_z = scene.gauss(focus, 2) + rows.first;
+  const double *y2 = scene.square(focus, 1), *z2 = scene.square(focus, 2) + rows.first;
+  int64_t start = ys.begin * scene.problem.shape[2] + focus.axis[2].span.begin + rows.first;
+  for (int64_t j = 0; j < ys.end - ys.begin; ++j, start += scene.problem.shape[2]) {
+    const double xy2 = rows.x2 + y2[j];
+    if (xy2 + rows.nearest_z2 > rows.limit) continue;
+    const RowValues<T> values(focus, xy2, rows.gauss_x * static_cast<double>(gauss_y[j]));
     T* best = board.value.data() + start;
     int32_t* mark = board.mark.data() + start;
     if (scene.problem.mode == SplatMode::union_) {
       ATLAS_INDEPENDENT
-      for (int i = 0; i < n; ++i) {
-        const T value = kept(values.template at<taper>(gauss[i], z2[i]), holds(i, begin, end));
+      for (int i = 0; i < (rows.n & -kBlock); ++i) {
+        const T value = kept(values.template at<taper>(gauss_z[i], z2[i]), xy2 + z2[i] <= rows.limit);
         const int zero = value == 1;
         best[i] *= 1 - kept(value, 1 - zero);
         mark[i] += zero;
@@ -91,8 +86,8 @@ ATLAS_INLINE void mark_focus(const Scene<T>& scene, size_t f, int64_t x, Board<T
       continue;
     }
     ATLAS_INDEPENDENT
-    for (int i = 0; i < n; ++i) {
-      const T value = kept(values.template at<taper>(gauss[i], z2[i]), holds(i, begin, end));
+    for (int i = 0; i < (rows.n & -kBlock); ++i) {
+      const T value = kept(values.template at<taper>(gauss_z[i], z2[i]), xy2 + z2[i] <= rows.limit);
       const int wins = value > best[i];  // the lowest index wins a tie
       mark[i] = (number & -wins) | (mark[i] & (wins - 1));
       best[i] = kept(value, wins) + kept(best[i], 1 - wins);
@@ -115,33 +110,30 @@ template <SplatMode mode, bool taper, typename T>
 ATLAS_INLINE void gather_rows(const Scene<T>& scene, size_t f, int64_t x, Board<T>& board,
                               const T* grad, size_t stride) {
   const Focus& focus = scene.foci[f];
-  const Rows& rows = board.rows;
+  const Rows rows = plane_rows(scene, focus, x);
   const Span ys = focus.axis[1].span;
   const int32_t number = static_cast<int32_t>(f);
-  list_rows(scene, focus, x, board.rows);
-  const int first = rows.first, n = visited(rows);
-  const T* gauss = scene.gauss(focus, 2) + first;
+  const T *gauss_y = scene.gauss(focus, 1), *gauss_z = scene.gauss(focus, 2) + rows.first;
   const double *mm_y = scene.mm(focus, 1), *y2 = scene.square(focus, 1);
-  const double* z2 = scene.square(focus, 2) + first;
-  double *sum = board.columns.data() + first, *sum_y = sum + stride, *sum_yy = sum_y + stride;
+  const double* z2 = scene.square(focus, 2) + rows.first;
+  double *sum = board.columns.data() + rows.first, *sum_y = sum + stride, *sum_yy = sum_y + stride;
   double *flat = sum_yy + stride, *flat_y = flat + stride, *flat_yy = flat_y + stride;
-  for (int j = 0; j < rows.count; ++j) {
-    const size_t r = static_cast<size_t>(j);
-    const int begin = rows.begin[r] - first, end = rows.end[r] - first;
-    if (begin >= end) continue;
-    const RowValues<T> values(focus, rows.xy2[r], rows.gauss_xy[r]);
-    const int64_t start = (ys.begin + j) * scene.problem.shape[2] + focus.axis[2].span.begin + first;
+  int64_t start = ys.begin * scene.problem.shape[2] + focus.axis[2].span.begin + rows.first;
+  for (int64_t j = 0; j < ys.end - ys.begin; ++j, start += scene.problem.shape[2]) {
+    const double xy2 = rows.x2 + y2[j], g = rows.gauss_x * static_cast<double>(gauss_y[j]);
+    if (xy2 + rows.nearest_z2 > rows.limit) continue;
+    const RowValues<T> values(focus, xy2, g);
     const int64_t marked = mode == SplatMode::sum ? 0 : start;  // a sum has no board
     const T *here = grad + start, *best = board.value.data() + marked;
     const int32_t* mark = board.mark.data() + marked;
-    const double g = rows.gauss_xy[r], dy = mm_y[j], yy = y2[j], g_y = g * dy, g_yy = g * yy;
+    const double dy = mm_y[j], yy = y2[j], g_y = g * dy, g_yy = g * yy;
     ATLAS_INDEPENDENT
-    for (int i = 0; i < n; ++i) {
+    for (int i = 0; i < (rows.n & -kBlock); ++i) {
       T arrives = here[i];
-      int counts = holds(i, begin, end);
+      int counts = xy2 + z2[i] <= rows.limit;
       if constexpr (mode == SplatMode::max) counts &= static_cast<int>(mark[i] == number);
       if constexpr (mode == SplatMode::union_) {
-        const T rest = 1 - values.template at<taper>(gauss[i], z2[i]);
+        const T rest = 1 - values.template at<taper>(gauss_z[i], z2[i]);
         arrives *= share_of_others(best[i], mark[i], rest);
       }
       const double flow = static_cast<double>(kept(arrives, counts));

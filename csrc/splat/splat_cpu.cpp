@@ -28,10 +28,9 @@ struct Canvas {
   std::vector<T> values;     // one plane
   std::vector<Out> packed;   // the same rounded, where Out is not T
   std::vector<Out> chosen;   // the same, of some voxels only
-  Rows rows;                 // of one focus in the plane
   static constexpr bool packs = !std::is_same_v<T, Out>;
 
-  explicit Canvas(const SplatProblem& problem) : touched(problem.shape[1]), rows(problem.shape[1]) {
+  explicit Canvas(const SplatProblem& problem) : touched(problem.shape[1]) {
     const size_t size = static_cast<size_t>(problem.shape[1] * problem.shape[2] + 2 * kBlock);
     values.assign(size, T(0));
     if (packs) packed.assign(size, Out{});
@@ -54,58 +53,56 @@ ATLAS_INLINE T combined(T before, T value) {
   return value > before ? value : before;
 }
 
-// Voxels of a block that the row does not cover get the value 0, which changes nothing in any mode.
+// Voxels of a block that are not covered get the value 0, which changes nothing in any mode.
 template <SplatMode mode, bool taper, typename T>
-ATLAS_INLINE void draw_focus(const Scene<T>& scene, const Focus& focus, int64_t x, Rows& rows, T* plane) {
+ATLAS_INLINE void draw_focus(const Scene<T>& scene, const Focus& focus, int64_t x, T* plane) {
+  const Rows rows = plane_rows(scene, focus, x);
   const Span ys = focus.axis[1].span;
   const int64_t row_length = scene.problem.shape[2];
-  list_rows(scene, focus, x, rows);
-  const int first = rows.first, n = visited(rows);
-  const T* gauss_z = scene.gauss(focus, 2) + first;
-  const double* square_z = scene.square(focus, 2) + first;
-  T* out = plane + ys.begin * row_length + focus.axis[2].span.begin + first;
-  for (int j = 0; j < rows.count; ++j, out += row_length) {
-    const size_t r = static_cast<size_t>(j);
-    const int begin = rows.begin[r] - first, end = rows.end[r] - first;
-    if (begin >= end) continue;
-    const RowValues<T> values(focus, rows.xy2[r], rows.gauss_xy[r]);
+  const T *gauss_y = scene.gauss(focus, 1), *gauss_z = scene.gauss(focus, 2) + rows.first;
+  const double *y2 = scene.square(focus, 1), *z2 = scene.square(focus, 2) + rows.first;
+  T* out = plane + ys.begin * row_length + focus.axis[2].span.begin + rows.first;
+  for (int64_t j = 0; j < ys.end - ys.begin; ++j, out += row_length) {
+    const double xy2 = rows.x2 + y2[j];
+    if (xy2 + rows.nearest_z2 > rows.limit) continue;
+    const RowValues<T> values(focus, xy2, rows.gauss_x * static_cast<double>(gauss_y[j]));
     ATLAS_INDEPENDENT
-    for (int i = 0; i < n; ++i) {
-      const T value = values.template at<taper>(gauss_z[i], square_z[i]);
-      out[i] = combined<mode>(out[i], kept(value, holds(i, begin, end)));
+    for (int i = 0; i < (rows.n & -kBlock); ++i) {
+      const T value = values.template at<taper>(gauss_z[i], z2[i]);
+      out[i] = combined<mode>(out[i], kept(value, xy2 + z2[i] <= rows.limit));
     }
   }
 }
 
 template <SplatMode mode, typename T>
-ATLAS_INLINE void draw_in_mode(const Scene<T>& scene, int64_t x, Rows& rows, T* plane) {
+ATLAS_INLINE void draw_in_mode(const Scene<T>& scene, int64_t x, T* plane) {
   for (const int64_t* f = scene.first_focus(x); f != scene.last_focus(x); ++f) {
     const Focus& focus = scene.foci[static_cast<size_t>(*f)];
     if (focus.edge == 0) {
-      draw_focus<mode, false>(scene, focus, x, rows, plane);
+      draw_focus<mode, false>(scene, focus, x, plane);
     } else {
-      draw_focus<mode, true>(scene, focus, x, rows, plane);
+      draw_focus<mode, true>(scene, focus, x, plane);
     }
   }
 }
 
 template <typename T>
-ATLAS_INLINE void draw_plane(const Scene<T>& scene, int64_t x, Rows& rows, T* plane) {
+ATLAS_INLINE void draw_plane(const Scene<T>& scene, int64_t x, T* plane) {
   const SplatMode mode = scene.problem.mode;
   if (mode == SplatMode::sum || scene.problem.count) {
-    draw_in_mode<SplatMode::sum>(scene, x, rows, plane);
+    draw_in_mode<SplatMode::sum>(scene, x, plane);
   } else if (mode == SplatMode::union_) {
-    draw_in_mode<SplatMode::union_>(scene, x, rows, plane);
+    draw_in_mode<SplatMode::union_>(scene, x, plane);
   } else {
-    draw_in_mode<SplatMode::max>(scene, x, rows, plane);
+    draw_in_mode<SplatMode::max>(scene, x, plane);
   }
 }
 
-ATLAS_MULTIVERSION void draw(const Scene<float>& scene, int64_t x, Rows& rows, float* plane) {
-  draw_plane(scene, x, rows, plane);
+ATLAS_MULTIVERSION void draw(const Scene<float>& scene, int64_t x, float* plane) {
+  draw_plane(scene, x, plane);
 }
-ATLAS_MULTIVERSION void draw(const Scene<double>& scene, int64_t x, Rows& rows, double* plane) {
-  draw_plane(scene, x, rows, plane);
+ATLAS_MULTIVERSION void draw(const Scene<double>& scene, int64_t x, double* plane) {
+  draw_plane(scene, x, plane);
 }
 
 template <typename T, typename Out>
@@ -130,7 +127,7 @@ bool fill_canvas(const Scene<T>& scene, int64_t x, Canvas<T, Out>& canvas) {
     canvas.touched.add(scene.foci[static_cast<size_t>(*f)]);
   }
   if (!canvas.touched.any()) return false;
-  draw(scene, x, canvas.rows, canvas.values.data());
+  draw(scene, x, canvas.values.data());
   if constexpr (Canvas<T, Out>::packs) {
     canvas.touched.for_each(scene.problem.shape[2], [&](int64_t first, int64_t n) {
       pack(canvas.values.data() + first, canvas.packed.data() + first, n);

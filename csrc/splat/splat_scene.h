@@ -1,8 +1,9 @@
 // What forward and backward share: the foci of one volume, their tables, and their rows in one plane.
 //
 // The Gaussian is separable, so each focus gets three short tables (its distance to the voxels along
-// x, y and z, and the exponential of each); a voxel then costs one multiplication. Tables along y and
-// z are padded with zeros to whole blocks of kBlock, which is what loops over rows and voxels run in.
+// x, y and z, and the exponential of each); a voxel then costs one multiplication. Tables along z
+// are padded to whole blocks of kBlock, which is what the loops over a row run in: with voxels that are
+// infinitely far away.
 #pragma once
 
 #include <algorithm>
@@ -45,7 +46,7 @@ struct Focus {
   double edge, end;     // tangent = edge * (1 + end - per * |d|^2); edge is 0 without taper
   Pull pull;
   Reach axis[3];
-  int nearest_y;  // place in its y tables of the row nearest to it, which is the longest of each plane
+  int nearest_y, nearest_z;  // places in its tables of the voxels nearest to it
 };
 
 // The foci of one study at one width that reach some planes, with their tables.
@@ -106,10 +107,10 @@ void add_tables(Scene<T>& scene, Focus& focus, std::vector<double>& gauss) {
   for (int axis = 0; axis < 3; ++axis) {
     Reach& reach = focus.axis[axis];
     const size_t n = static_cast<size_t>(reach.span.end - reach.span.begin);
-    const size_t padded = axis == 0 ? n : (n + kBlock - 1) / kBlock * kBlock;
+    const size_t padded = axis == 2 ? (n + kBlock - 1) / kBlock * kBlock : n;
     reach.table = scene.mm_tables.size();
     scene.mm_tables.resize(reach.table + padded);
-    scene.square_tables.resize(reach.table + padded);
+    scene.square_tables.resize(reach.table + padded, HUGE_VAL);
     scene.gauss_tables.resize(reach.table + padded);
     gauss.resize(n);
     gauss_table(scene.problem, focus, axis, reach.span, sizeof(T) == sizeof(double),
@@ -142,6 +143,13 @@ void fill_buckets(Scene<T>& scene) {
   });
 }
 
+template <typename T>
+int nearest(const Scene<T>& scene, const Focus& focus, int axis) {
+  const double* square = scene.square(focus, axis);
+  const Span span = focus.axis[axis].span;
+  return static_cast<int>(std::min_element(square, square + (span.end - span.begin)) - square);
+}
+
 // Makes `scene` that of another study and width; its vectors keep their memory.
 template <typename T>
 void set_scene(Scene<T>& scene, int64_t study, int64_t kernel, Span planes) {
@@ -164,9 +172,8 @@ void set_scene(Scene<T>& scene, int64_t study, int64_t kernel, Span planes) {
     if (!visible) continue;
     if (problem.normalize != SplatNormalize::peak) normalize_focus(problem, focus);
     add_tables(scene, focus, gauss);
-    const double* y2 = scene.square(focus, 1);
-    focus.nearest_y = static_cast<int>(
-        std::min_element(y2, y2 + (focus.axis[1].span.end - focus.axis[1].span.begin)) - y2);
+    focus.nearest_y = nearest(scene, focus, 1);
+    focus.nearest_z = nearest(scene, focus, 2);
     scene.foci.push_back(focus);
   }
   fill_buckets(scene);
@@ -174,109 +181,35 @@ void set_scene(Scene<T>& scene, int64_t study, int64_t kernel, Span planes) {
 
 // ---- the rows of one focus in one plane -------------------------------------------------------
 
-// The rows (x, y) of one focus in one plane, y by y from the focus's first: each covers the voxels
-// [begin, end) of the z table, none where begin >= end.
+// What a plane's rows (x, y) of one focus have in common. A voxel is covered where xy2, its row's
+// squared distance, and its z2 add up to at most `limit`: the comparison that defines the support.
 struct Rows {
-  std::vector<double> xy2, gauss_xy;  // squared distance in the plane, and exp of it
-  std::vector<double> low, high;      // begin and end while they are looked for
-  std::vector<int32_t> begin, end;
-  int count = 0;
-  int first = 0, blocks = 0;  // whole blocks of the z table, from `first`, hold all that a row covers
-
-  explicit Rows(int64_t n)
-      : xy2(static_cast<size_t>(n + kBlock)), gauss_xy(xy2), low(xy2), high(xy2), begin(xy2.size()), end(xy2.size()) {}
-};
-
-// Where along z a ball ends: a guess from the square root, a little too far out, so that at most one
-// voxel is too many; the comparison that defines the support takes that back. Without branches, in
-// short loops that vectorise.
-struct BallEnds {
-  static constexpr double kSlack = 1e-6;  // voxels
-  double start, step, peak;               // of the z axis, mm
-  double first, centre, per_mm, last, radius2;
-
-  ATLAS_INLINE BallEnds(const SplatProblem& problem, double peak_z, Span span, double given_radius2)
-      : start(problem.origin[2]),
-        step(problem.spacing[2]),
-        peak(peak_z),
-        first(static_cast<double>(span.begin)),
-        centre((peak_z - (start + step * first)) / step),
-        per_mm(1 / std::abs(step)),
-        last(static_cast<double>(span.end - span.begin)),
-        radius2(given_radius2) {}
-
-  // Fills begin and end of the first n rows from their xy2.
-  ATLAS_INLINE void find(int n, Rows& rows) const {
-    const double* xy2 = rows.xy2.data();
-    double *low = rows.low.data(), *high = rows.high.data();
-    int32_t *begin = rows.begin.data(), *end = rows.end.data();
-    ATLAS_INDEPENDENT
-    for (int j = 0; j < n; ++j) {
-      const double rest = radius2 - xy2[j], half = std::sqrt(rest > 0 ? rest : 0.0) * per_mm + kSlack;
-      low[j] = whole_within(centre - half + 1);
-      high[j] = whole_within(centre + half + 1);
-    }
-    ATLAS_INDEPENDENT
-    for (int j = 0; j < n; ++j) {
-      low[j] += misses(xy2[j], low[j]);
-      high[j] -= misses(xy2[j], high[j] - 1);
-    }
-    ATLAS_INDEPENDENT
-    for (int j = 0; j < n; ++j) {
-      begin[j] = static_cast<int32_t>(low[j]);
-      end[j] = static_cast<int32_t>(high[j]);
-    }
-  }
-
- private:
-  // Rounded down, within 0 .. last.
-  ATLAS_INLINE double whole_within(double value) const {
-    value = value > 0 ? value : 0.0;
-    value = value < last ? value : last;
-    return static_cast<double>(static_cast<int32_t>(value));
-  }
-
-  // 0 if a ball covers voxel `i` of the row, 1 if not; the same arithmetic as offset_mm.
-  ATLAS_INLINE double misses(double xy2, double i) const {
-    const double d = (start + step * (first + i)) - peak;
-    return xy2 + d * d <= radius2 ? 0.0 : 1.0;
-  }
+  double x2, gauss_x;
+  double limit;       // a box covers all of its tables
+  double nearest_z2;  // a row further away than this allows covers nothing
+  int first, n;       // n voxels, whole blocks, of the z table from `first` hold all that are covered
 };
 
 template <typename T>
-ATLAS_INLINE void list_rows(const Scene<T>& scene, const Focus& focus, int64_t x, Rows& rows) {
-  const Span xs = focus.axis[0].span, ys = focus.axis[1].span, zs = focus.axis[2].span;
-  const double x2 = scene.square(focus, 0)[x - xs.begin];
-  const double gauss_x = static_cast<double>(scene.gauss(focus, 0)[x - xs.begin]);
-  const double* y2 = scene.square(focus, 1);
-  const T* gauss_y = scene.gauss(focus, 1);
-  const int n = static_cast<int>(zs.end - zs.begin);
-  rows.count = static_cast<int>(ys.end - ys.begin);
-  const int padded = (rows.count + kBlock - 1) & -kBlock;
-  double *xy2 = rows.xy2.data(), *gauss_xy = rows.gauss_xy.data();
-  int32_t *begin = rows.begin.data(), *end = rows.end.data();
-  ATLAS_INDEPENDENT
-  for (int j = 0; j < padded; ++j) {
-    xy2[j] = x2 + y2[j];
-    gauss_xy[j] = gauss_x * static_cast<double>(gauss_y[j]);
+ATLAS_INLINE Rows plane_rows(const Scene<T>& scene, const Focus& focus, int64_t x) {
+  const int64_t i = x - focus.axis[0].span.begin;
+  const double *y2 = scene.square(focus, 1), *z2 = scene.square(focus, 2);
+  const int size = static_cast<int>(focus.axis[2].span.end - focus.axis[2].span.begin);
+  Rows rows{scene.square(focus, 0)[i], static_cast<double>(scene.gauss(focus, 0)[i]), HUGE_VAL,
+            z2[focus.nearest_z], 0, 0};
+  int last = (size + kBlock - 1) & -kBlock;
+  if (scene.problem.support != SplatSupport::box) {
+    rows.limit = focus.radius2;
+    // Of the longest row; of each block, the voxel nearest to the focus.
+    const double xy2 = rows.x2 + y2[focus.nearest_y];
+    while (rows.first + kBlock <= focus.nearest_z && xy2 + z2[rows.first + kBlock - 1] > rows.limit) {
+      rows.first += kBlock;
+    }
+    while (last - kBlock > focus.nearest_z && xy2 + z2[last - kBlock] > rows.limit) last -= kBlock;
   }
-  if (scene.problem.support == SplatSupport::box) {
-    std::fill_n(begin, padded, 0);
-    std::fill_n(end, padded, n);
-  } else {
-    BallEnds(scene.problem, focus.mm[2], zs, focus.radius2).find(padded, rows);
-  }
-  rows.first = begin[focus.nearest_y] & -kBlock;
-  rows.blocks = (end[focus.nearest_y] - rows.first + kBlock - 1) / kBlock;
+  rows.n = last - rows.first;
+  return rows;
 }
-
-// 1 for a covered voxel of a row and 0 for another.
-ATLAS_INLINE int holds(int i, int begin, int end) {
-  return static_cast<int>(i >= begin) & static_cast<int>(i < end);
-}
-
-// How many voxels the loop over a row visits; written so that compilers see whole blocks.
-ATLAS_INLINE int visited(const Rows& rows) { return (rows.blocks > 0 ? rows.blocks : 0) * kBlock; }
 
 // The values of one row: scale * gauss_z[i] + base + rise * z2[i]. Forward and backward must agree to
 // the bit on who wins a maximum, so both take them from here.

@@ -30,17 +30,18 @@ Sums difference(const Sums& a, const Sums& b) {
 
 struct Axis {
   std::vector<double> mm, square, gauss;
-  Span span;
+  size_t nearest = 0;
   std::vector<Sums> sums;  // sums[i] of the voxels before i
 
   Axis(const SplatProblem& problem, const Focus& focus, int axis, double radius2) {
     constexpr int64_t kFar = int64_t(1) << 40;
-    span = reach_span(problem, axis, focus.mm[axis], radius2, {-kFar, kFar});
+    const Span span = reach_span(problem, axis, focus.mm[axis], radius2, {-kFar, kFar});
     const size_t n = static_cast<size_t>(span.end - span.begin);
     mm.resize(n);
     square.resize(n);
     gauss.resize(n);
     gauss_table(problem, focus, axis, span, true, mm.data(), square.data(), gauss.data());
+    nearest = static_cast<size_t>(std::min_element(square.begin(), square.end()) - square.begin());
     sums.resize(n + 1);
     for (size_t i = 0; i < n; ++i) {
       const double g = gauss[i], d = mm[i], dd = square[i];
@@ -63,23 +64,23 @@ Totals sum_box(const Axis (&axes)[3]) {
               x.gauss * y.gauss * z.gauss_dd};
 }
 
-Totals sum_ball(const SplatProblem& problem, const Focus& focus, const Axis (&axes)[3]) {
+Totals sum_ball(const Focus& focus, const Axis (&axes)[3]) {
   const Axis &x = axes[0], &y = axes[1], &z = axes[2];
-  if (z.mm.empty()) return {};
-  const BallEnds ends(problem, focus.mm[2], z.span, focus.radius2);
-  const int ny = static_cast<int>(y.mm.size());
-  Rows rows(ny);
   const double per = focus.per;
   Totals total;
   for (size_t i = 0; i < x.mm.size(); ++i) {
-    for (size_t j = 0; j < y.mm.size(); ++j) rows.xy2[j] = x.square[i] + y.square[j];
-    ends.find(ny, rows);
+    size_t begin = z.nearest, end = begin;  // a ball's rows grow and shrink little by little
     for (size_t j = 0; j < y.mm.size(); ++j) {
-      const double xy2 = rows.xy2[j], gauss_xy = x.gauss[i] * y.gauss[j];
-      const int begin = rows.begin[j], end = rows.end[j];
-      if (begin >= end) continue;
-      const Sums s = difference(z.sums[static_cast<size_t>(end)],
-                                z.sums[static_cast<size_t>(begin)]);
+      const double xy2 = x.square[i] + y.square[j], gauss_xy = x.gauss[i] * y.gauss[j];
+      const auto covered = [&](size_t k) { return xy2 + z.square[k] <= focus.radius2; };
+      if (z.square.empty() || !covered(z.nearest)) continue;
+      begin = std::min(begin, z.nearest);
+      end = std::max(end, z.nearest + 1);
+      while (begin > 0 && covered(begin - 1)) --begin;
+      while (!covered(begin)) ++begin;
+      while (end < z.square.size() && covered(end)) ++end;
+      while (!covered(end - 1)) --end;
+      const Sums s = difference(z.sums[end], z.sums[begin]);
       // slope = gauss - edge; kernel = slope - edge * (end - |d|^2 / (2 sigma^2))
       const double slope = gauss_xy * s.gauss - focus.edge * s.one;
       const double slope_dd = gauss_xy * s.gauss_dd - focus.edge * s.dd;
@@ -145,7 +146,7 @@ void normalize_focus(const SplatProblem& problem, Focus& focus) {
   const double radius2 = problem.truncate > kNothingBeyond ? reach * reach : focus.radius2;
   const Axis axes[3] = {Axis(problem, focus, 0, radius2), Axis(problem, focus, 1, radius2),
                         Axis(problem, focus, 2, radius2)};
-  const Totals total = box ? sum_box(axes) : sum_ball(problem, focus, axes);
+  const Totals total = box ? sum_box(axes) : sum_ball(focus, axes);
   const double kernel = total.kernel > 0 ? total.kernel : 1;  // no voxel within reach: no value
   focus.unit = 1 / kernel;
   for (int axis = 0; axis < 3; ++axis) focus.pull.axis[axis] = total.axis[axis] / kernel;
