@@ -69,19 +69,23 @@ def assert_close(ours: torch.Tensor, wanted: torch.Tensor, tolerance: float) -> 
 # ---- the floor -----------------------------------------------------------------------------------
 
 
+DRAWN = [
+    ("sum", FLOAT32, 6.0, 3.0),
+    ("sum", FLOAT32, 12.0, 4.0),
+    ("max", FLOAT32, 6.0, 4.0),
+    ("max", FLOAT32, 12.0, 4.0),
+    ("union", FLOAT32, 6.0, 4.0),
+    ("sum", BFLOAT16, 6.0, 3.0),
+    ("sum", BFLOAT16, 6.0, 4.0),
+]
+
+
+def label(mode: str, dtype: torch.dtype, fwhm: float, sigmas: float) -> str:
+    return f"{mode}-{str(dtype).removeprefix('torch.')}-fwhm{fwhm:g}-{sigmas:g}sigma"
+
+
 @pytest.mark.parametrize("number", [16, 64])
-@pytest.mark.parametrize(
-    ("mode", "dtype", "fwhm", "sigmas"),
-    [
-        ("sum", FLOAT32, 6.0, 3.0),
-        ("sum", FLOAT32, 12.0, 4.0),
-        ("max", FLOAT32, 6.0, 4.0),
-        ("max", FLOAT32, 12.0, 4.0),
-        ("union", FLOAT32, 6.0, 4.0),
-        ("sum", BFLOAT16, 6.0, 3.0),
-        ("sum", BFLOAT16, 6.0, 4.0),
-    ],
-)
+@pytest.mark.parametrize(("mode", "dtype", "fwhm", "sigmas"), DRAWN, ids=[label(*d) for d in DRAWN])
 def test_splat_forward(
     measure: Any,
     coordinates: pd.DataFrame,
