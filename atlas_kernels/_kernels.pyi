@@ -10,16 +10,22 @@ class SplatProblem:
         *,
         peaks: int,
         offsets: int,
-        fwhm: int,
+        widths: int,
         weights: int,
+        voxels: int,
         n_studies: int,
-        n_widths: int,
+        n_kernels: int,
+        n_voxels: int,
         shape: Sequence[int],
         spacing: Sequence[float],
         origin: Sequence[float],
         mode: str,
+        widths_of: str,
         support: str,
+        normalize: str,
+        centre: str,
         truncate: float,
+        count: bool,
     ) -> None: ...
 
 def splat_cpu(problem: SplatProblem, out: int, dtype: str, threads: int) -> None: ...
@@ -29,7 +35,7 @@ def splat_backward_cpu(
     dtype: str,
     grad_peaks: int,
     grad_weights: int,
-    grad_fwhm: int,
+    grad_widths: int,
     threads: int,
 ) -> None: ...
 
