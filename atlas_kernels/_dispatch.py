@@ -37,6 +37,8 @@ class Implementation:
         Device types whose tensors it takes; None for all.
     note : str
         A few words for the table that ``python -m atlas_kernels`` prints.
+    cannot : callable
+        Given the call, returns what about it this implementation does not do, None if nothing.
     """
 
     name: str
@@ -45,16 +47,21 @@ class Implementation:
     why_not: Callable[[], str | None]
     devices: tuple[str, ...] | None = None
     note: str = ""
+    cannot: Callable[[Any], str | None] = lambda call: None
 
-    def refuses(self, device: str) -> str | None:
-        """Say why tensors on ``device`` cannot be given to it; None if they can."""
+    def refuses(self, device: str, call: Any = None) -> str | None:
+        """Say why ``call``, with tensors on ``device``, cannot be given to it; None if it can."""
         if self.devices is not None and device not in self.devices:
             return f"it takes {' and '.join(self.devices)} tensors, these are on {device}"
-        return self.why_not()
+        return self.why_not() or self.cannot(call)
 
 
-def choose(op: str, table: Sequence[Implementation], backend: str, device: str) -> Implementation:
+def choose(
+    op: str, table: Sequence[Implementation], backend: str, device: str, call: Any = None
+) -> Implementation:
     """Return the implementation that ``backend`` names, or for "auto" the first that can run.
+
+    ``call`` is handed to ``Implementation.cannot``.
 
     Raises
     ------
@@ -66,10 +73,10 @@ def choose(op: str, table: Sequence[Implementation], backend: str, device: str) 
     if backend == "auto":
         backend = os.environ.get(ENVIRONMENT) or "auto"
     if backend != "auto":
-        return _named(op, table, backend, device)
+        return _named(op, table, backend, device, call)
     refusals = []
     for row in table:
-        reason = row.refuses(device)
+        reason = row.refuses(device, call)
         if reason is None:
             _warn_if_slower(op, row, table, device)
             return row
@@ -77,10 +84,12 @@ def choose(op: str, table: Sequence[Implementation], backend: str, device: str) 
     raise RuntimeError(f"{op}: no implementation runs here. " + "; ".join(refusals))
 
 
-def _named(op: str, table: Sequence[Implementation], name: str, device: str) -> Implementation:
+def _named(
+    op: str, table: Sequence[Implementation], name: str, device: str, call: Any
+) -> Implementation:
     for row in table:
         if row.name == name:
-            reason = row.refuses(device)
+            reason = row.refuses(device, call)
             if reason is None:
                 return row
             raise RuntimeError(f"{op}: backend {name!r} cannot run: {reason}")

@@ -10,16 +10,22 @@ class SplatProblem:
         *,
         peaks: int,
         offsets: int,
-        fwhm: int,
+        widths: int,
         weights: int,
+        voxels: int,
         n_studies: int,
-        n_widths: int,
+        n_kernels: int,
+        n_voxels: int,
         shape: Sequence[int],
         spacing: Sequence[float],
         origin: Sequence[float],
         mode: str,
+        widths_of: str,
         support: str,
+        normalize: str,
+        centre: str,
         truncate: float,
+        count: bool,
     ) -> None: ...
 
 def splat_cpu(problem: SplatProblem, out: int, dtype: str, threads: int) -> None: ...
@@ -29,7 +35,7 @@ def splat_backward_cpu(
     dtype: str,
     grad_peaks: int,
     grad_weights: int,
-    grad_fwhm: int,
+    grad_widths: int,
     threads: int,
 ) -> None: ...
 
@@ -141,3 +147,39 @@ def group_norm_film_backward_cuda(
     room: int,
     stream: int,
 ) -> None: ...
+
+# ma_maps
+
+class FociProblem:
+    def __init__(
+        self,
+        *,
+        bits: int,
+        first: int,
+        shape: Sequence[int],
+        boxes: int,
+        patterns: int,
+        values: int,
+        stride: int,
+        ijk: int,
+        offsets: int,
+        kinds: int,
+        n_studies: int,
+    ) -> None: ...
+
+def count_mask(bits: int, n_words: int, first: int) -> int: ...
+def ma_sizes(problem: FociProblem, sizes: int, threads: int) -> None: ...
+def ma_fill(
+    problem: FociProblem,
+    kind: str,
+    value: float,
+    starts: int,
+    indices: int,
+    data: int,
+    threads: int,
+) -> None: ...
+def coverage_statistic(problem: FociProblem, weights: int, count: bool, out: int) -> None: ...
+def ale_statistic(problem: FociProblem, out: int) -> None: ...
+def cluster_maxima(
+    bits: int, first: int, shape: Sequence[int], statistic: int, threshold: float
+) -> tuple[int, float]: ...

@@ -15,15 +15,18 @@ Row = tuple[float, float, float, float]
 class Grid:
     """A box of voxels and where it lies in space.
 
-    Voxel ``(i, j, k)`` has its centre at ``origin + spacing * (i, j, k)`` millimetres. Grids are
-    values: equal when shape and affine are, and usable as keys.
+    Voxel ``(i, j, k)`` has its centre at ``affine @ (i, j, k, 1)`` millimetres; if the affine is
+    diagonal, that is ``origin + spacing * (i, j, k)``. Grids are values: equal when shape and
+    affine are, and usable as keys.
 
     Parameters
     ----------
     shape : three positive ints
         Number of voxels along x, y and z.
     affine : (4, 4) array-like, mm
-        Voxel index to world coordinates. Diagonal, each step of either sign.
+        Voxel index to world coordinates. Diagonal, each step of either sign, for everything that is
+        fast; an oblique one (rotation, shear, axes in another order) runs on reference
+        implementations only.
 
     Attributes
     ----------
@@ -33,8 +36,7 @@ class Grid:
     Raises
     ------
     ValueError
-        If a size is not a positive integer, or the affine is not 4 x 4, not finite, singular or
-        oblique.
+        If a size is not a positive integer, or the affine is not 4 x 4, not finite or singular.
 
     Examples
     --------
@@ -52,8 +54,13 @@ class Grid:
         object.__setattr__(self, "affine", _checked_affine(affine))
 
     @property
+    def is_oblique(self) -> bool:
+        """Whether a voxel axis is not parallel to the world axis of the same number."""
+        return any(self.affine[i][j] != 0 for i in range(3) for j in range(3) if i != j)
+
+    @property
     def spacing(self) -> tuple[float, float, float]:
-        """Step from one voxel to the next along each axis, mm, signed."""
+        """Step from one voxel to the next along each axis, mm, signed; of a diagonal affine."""
         return (self.affine[0][0], self.affine[1][1], self.affine[2][2])
 
     @property
@@ -86,17 +93,27 @@ def _checked_affine(affine: Any) -> tuple[Row, Row, Row, Row]:
     for i, row in enumerate(matrix):
         for j, value in enumerate(row):
             _check_entry(i, j, value)
+    _check_steps(matrix)
     return matrix  # type: ignore[return-value]  # the lengths were checked just above
 
 
 def _check_entry(i: int, j: int, value: float) -> None:
-    """Hold one entry to its place in a diagonal affine."""
+    """Hold one entry to its place in an affine."""
     where = f"affine[{i}][{j}]"
     if not math.isfinite(value):
         raise ValueError(f"affine must be finite, but {where} is {value}")
     if i == 3 and value != (j == 3):
         raise ValueError(f"affine must end in the row 0 0 0 1, but {where} is {value}")
-    if i == j and value == 0:
-        raise ValueError(f"affine is singular: {where}, the step along {'xyz'[i]}, is 0")
-    if i < 3 and j < 3 and i != j and value != 0:
-        raise ValueError(f"affine must be diagonal (no rotation or shear), but {where} is {value}")
+
+
+def _check_steps(matrix: tuple[tuple[float, ...], ...]) -> None:
+    """Refuse steps that do not span space."""
+    (a, b, c), (d, e, f), (g, h, i) = (row[:3] for row in matrix[:3])
+    volume = a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
+    for axis, step in enumerate(zip(*(row[:3] for row in matrix[:3]), strict=True)):
+        if not any(step):
+            where = f"affine[{axis}][{axis}]"
+            raise ValueError(f"affine is singular: {where}, the step along {'xyz'[axis]}, is 0")
+    lengths = math.prod(math.hypot(*step) for step in ((a, d, g), (b, e, h), (c, f, i)))
+    if abs(volume) <= 1e-12 * lengths:
+        raise ValueError("affine is singular: its steps along x, y and z lie in one plane")

@@ -11,6 +11,7 @@ import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line; before torch is loaded
 
+import ctypes
 import platform
 import statistics
 import subprocess
@@ -32,6 +33,12 @@ from atlas.training.run import train
 
 Call = Callable[[], Any]
 SECONDS, ROUNDS = 3.0, (7, 3000)  # aim of one benchmark; fewest and most rounds
+# glibc would give large blocks back to the system when they are freed, and every call would wait
+# for fresh pages: ours and what it is compared with alike keep them.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, NEVER = -1, -3, 2**30
+if hasattr(libc := ctypes.CDLL(None), "mallopt"):
+    libc.mallopt(M_MMAP_THRESHOLD, NEVER)
+    libc.mallopt(M_TRIM_THRESHOLD, NEVER)
 ROWS = pytest.StashKey[list[tuple[str, ...]]]()
 
 

@@ -172,8 +172,15 @@ CPP_PROGRAM = """
 int main() {
   const double peak[3] = {4, 4, 4}, fwhm[1] = {6};
   const int64_t offsets[2] = {0, 1};
-  atlas_kernels::SplatProblem problem{peak, offsets, fwhm, nullptr, 1, 1, {5, 5, 5}, {2, 2, 2},
-      {0, 0, 0}, atlas_kernels::SplatMode::sum, atlas_kernels::SplatSupport::ball, 4.0};
+  atlas_kernels::SplatProblem problem;
+  problem.peaks = peak;
+  problem.offsets = offsets;
+  problem.widths = fwhm;
+  problem.n_studies = 1;
+  for (int axis = 0; axis < 3; ++axis) {
+    problem.shape[axis] = 5;
+    problem.spacing[axis] = 2;
+  }
   float out[125];
   atlas_kernels::splat_cpu(problem, out, 2);
   std::printf("%g", out[62]);

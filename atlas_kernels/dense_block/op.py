@@ -263,7 +263,9 @@ def _gradient(ctx: Any, grad: Tensor, unused: Tensor) -> tuple[Any, ...]:
     dx, *grads = torch.ops.atlas_kernels.dense_block_backward(
         grad, out, statistics, *lists, *ctx.options, ctx.backend
     )
-    dilations = None if ctx.options[0] else []  # an empty list is taken for one of tensors
+    dilations: list[Any] | None = (
+        None if ctx.options[0] else []
+    )  # an empty list is taken for one of tensors
     return (dx, *grads, dilations, None, None, None)
 
 

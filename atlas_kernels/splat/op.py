@@ -6,60 +6,26 @@ built. All implementations share one fake and one autograd formula.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from atlas_kernels import _extension
 from atlas_kernels._dispatch import Implementation, choose
-from atlas_kernels.grid import Grid
 
 from . import reference
-from .checks import FLOATS, check_layout, check_options, check_values, dtype_name
-from .native import native_problem
+from .checks import check_layout, check_options, check_output, check_values, dtype_name
+from .native import native_problem, why_no_numba, why_not_diagonal
+from .problem import Problem, make_problem, schema
 
-
-class Problem(NamedTuple):
-    """What every implementation is given, in the order of the schema."""
-
-    peaks_mm: Tensor
-    offsets: Tensor
-    fwhm: Tensor
-    weights: Tensor | None
-    shape: Sequence[int]
-    spacing: Sequence[float]
-    origin: Sequence[float]
-    mode: str
-    support: str
-    truncate: float
-
-    def output_shape(self) -> tuple[int, ...]:
-        """Return (B, K, X, Y, Z)."""
-        return (self.offsets.shape[0] - 1, self.fwhm.shape[0], *self.shape)
-
-
-# "splat_mode": torch passes the arguments of ops that mutate by name, beside a `mode` of its own.
-PROBLEM = (
-    "Tensor peaks_mm, Tensor offsets, Tensor fwhm, Tensor? weights, int[] shape, "
-    "float[] spacing, float[] origin, str splat_mode, str support, float truncate"
-)
-torch.library.define(
-    "atlas_kernels::splat",
-    f"({PROBLEM}, ScalarType dtype, str backend) -> Tensor",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
-torch.library.define(
-    "atlas_kernels::splat_out",
-    f"({PROBLEM}, Tensor(a!) out, str backend) -> ()",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
-torch.library.define(
-    "atlas_kernels::splat_backward",
-    f"(Tensor grad_out, {PROBLEM}, str backend) -> (Tensor, Tensor, Tensor)",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
+N = len(Problem._fields)
+for name, signature in (
+    ("splat", f"({schema()}, ScalarType dtype, str backend) -> Tensor"),
+    ("splat_out", f"({schema()}, Tensor(a!) out, str backend) -> ()"),
+    ("splat_backward", f"(Tensor grad_out, {schema()}, str backend) -> (Tensor, Tensor, Tensor)"),
+):
+    torch.library.define(f"atlas_kernels::{name}", signature, tags=(torch.Tag.pt2_compliant_tag,))
 
 
 # ---- the public function -------------------------------------------------------------------------
@@ -67,52 +33,74 @@ torch.library.define(
 
 def splat(
     peaks_mm: Tensor,
-    offsets: Tensor,
-    grid: Grid,
-    fwhm: float | Sequence[float] | Tensor,
-    weights: Tensor | None,
-    mode: str,
-    truncate: float,
-    support: str,
+    *arguments: Any,
     dtype: torch.dtype | None,
     out: Tensor | None,
     backend: str,
+    **options: Any,
 ) -> Tensor:
     """Turn the arguments of ``atlas_kernels.splat`` into those of the op."""
-    _check_types(peaks_mm=peaks_mm, offsets=offsets, weights=weights, out=out)
-    if not isinstance(grid, Grid):
-        raise TypeError(f"grid must be an atlas_kernels.Grid, got {type(grid).__name__}")
-    if not isinstance(fwhm, Tensor):
-        fwhm = torch.tensor(fwhm, dtype=torch.float64, device=peaks_mm.device)
-    widths = fwhm.reshape(1) if fwhm.ndim == 0 else fwhm
-    geometry = (list(grid.shape), list(grid.spacing), list(grid.origin))
-    problem = (peaks_mm, offsets, widths, weights, *geometry, mode, support, float(truncate))
+    _check_types(peaks_mm, *arguments, out=out, **options)
+    problem = make_problem(
+        lambda widths: _as_widths(widths, peaks_mm.device),
+        lambda mask: mask.nonzero().squeeze(1),
+        peaks_mm,
+        *arguments,
+        **options,
+    )
+    if problem.splat_mode == "sphere":
+        _refuse_gradient("mode 'sphere' has no gradient", problem)
     if out is None:
-        volumes: Tensor = torch.ops.atlas_kernels.splat(
-            *problem, peaks_mm.dtype if dtype is None else dtype, backend
-        )
+        usual = torch.uint8 if problem.splat_mode == "sphere" else peaks_mm.dtype
+        volumes: Tensor = torch.ops.atlas_kernels.splat(*problem, dtype or usual, backend)
         return volumes
     if dtype not in (None, out.dtype):
         raise ValueError(f"dtype is {dtype} but out is {out.dtype}: give one of the two")
-    _check_no_gradient(peaks_mm=peaks_mm, fwhm=fwhm, weights=weights, out=out)
+    _refuse_gradient("out= has no gradient", problem, out)
     torch.ops.atlas_kernels.splat_out(*problem, out, backend)
     return out
 
 
-def _check_types(**tensors: Tensor | None) -> None:
-    for name, value in tensors.items():
-        optional = name in ("weights", "out")
-        if not (isinstance(value, Tensor) or (optional and value is None)):
+def _as_widths(widths: Any, device: torch.device) -> Tensor:
+    if not isinstance(widths, Tensor):
+        widths = torch.tensor(widths, dtype=torch.float64, device=device)
+    return widths.reshape(1) if widths.ndim == 0 else widths
+
+
+def _check_types(
+    peaks_mm: Any,
+    offsets: Any,
+    grid: Any,
+    fwhm: Any,
+    weights: Any,
+    *,
+    peak_fwhm: Any,
+    study_fwhm: Any,
+    mask: Any,
+    out: Any,
+    **options: Any,
+) -> None:
+    required = {"peaks_mm": peaks_mm, "offsets": offsets}
+    optional = {
+        "weights": weights,
+        "peak_fwhm": peak_fwhm,
+        "study_fwhm": study_fwhm,
+        "mask": mask,
+        "out": out,
+    }
+    for name, value in {**required, **optional}.items():
+        if not (isinstance(value, Tensor) or (name in optional and value is None)):
             raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
 
 
-def _check_no_gradient(**tensors: Tensor | None) -> None:
+def _refuse_gradient(sentence: str, problem: Problem, out: Tensor | None = None) -> None:
     """Refuse what would lose the gradient without a word."""
     if not torch.is_grad_enabled():
         return
-    for name, tensor in tensors.items():
+    tensors = {"peaks_mm": problem.peaks_mm, problem.widths_name(): problem.widths}
+    for name, tensor in {**tensors, "weights": problem.weights, "out": out}.items():
         if tensor is not None and tensor.requires_grad:
-            raise RuntimeError(f"out= has no gradient, but {name} requires one")
+            raise RuntimeError(f"{sentence}, but {name} requires one")
 
 
 # ---- the operators -------------------------------------------------------------------------------
@@ -120,7 +108,7 @@ def _check_no_gradient(**tensors: Tensor | None) -> None:
 
 @torch.library.impl("atlas_kernels::splat", "default")
 def _splat(*args: Any) -> Tensor:
-    problem, dtype, backend = Problem(*args[:10]), args[10], args[11]
+    problem, dtype, backend = Problem(*args[:N]), args[N], args[N + 1]
     _check(problem, dtype)
     out = problem.peaks_mm.new_empty(problem.output_shape(), dtype=dtype)
     _run(problem, out, backend)
@@ -129,7 +117,7 @@ def _splat(*args: Any) -> Tensor:
 
 @torch.library.impl("atlas_kernels::splat_out", "default")
 def _splat_out(*args: Any) -> None:
-    problem, out, backend = Problem(*args[:10]), args[10], args[11]
+    problem, out, backend = Problem(*args[:N]), args[N], args[N + 1]
     _check_out(problem, out)
     if out.is_contiguous():
         _run(problem, out, backend)
@@ -141,41 +129,49 @@ def _splat_out(*args: Any) -> None:
 
 @torch.library.impl("atlas_kernels::splat_backward", "default")
 def _splat_backward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    grad_out, problem, backend = args[0], Problem(*args[1:11]), args[11]
-    chosen = choose("splat", TABLE, backend, problem.peaks_mm.device.type)
-    grad_peaks, grad_weights, grad_fwhm = chosen.backward(grad_out.contiguous(), problem)
+    grad_out, problem, backend = args[0], Problem(*args[1 : N + 1]), args[N + 1]
+    chosen = choose("splat", TABLE, backend, problem.peaks_mm.device.type, problem)
+    grad_peaks, grad_weights, grad_widths = chosen.backward(grad_out.contiguous(), problem)
     weights_dtype = _weights_dtype(problem)
-    peaks, fwhm = problem.peaks_mm, problem.fwhm
-    return grad_peaks.to(peaks.dtype), grad_weights.to(weights_dtype), grad_fwhm.to(fwhm.dtype)
+    peaks, widths = problem.peaks_mm, problem.widths
+    return grad_peaks.to(peaks.dtype), grad_weights.to(weights_dtype), grad_widths.to(widths.dtype)
 
 
 def _run(problem: Problem, out: Tensor, backend: str) -> None:
-    if problem.peaks_mm.device.type == "cpu":
-        check_values(torch, problem.peaks_mm, problem.offsets, problem.fwhm, problem.weights)
-    chosen = choose("splat", TABLE, backend, problem.peaks_mm.device.type)
+    _check_values_where_asked(problem)
+    chosen = choose("splat", TABLE, backend, problem.peaks_mm.device.type, problem)
     chosen.forward(problem, out)
+
+
+def _check_values_where_asked(problem: Problem) -> None:
+    """Look at the numbers: always on the CPU, elsewhere only with ``check`` (it waits for them)."""
+    device = problem.peaks_mm.device
+    if device.type == "cpu" or problem.check:
+        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError("check=True waits for the GPU, which a CUDA graph cannot record")
+        check_values(torch, problem)
 
 
 @torch.library.register_fake("atlas_kernels::splat")
 def _splat_fake(*args: Any) -> Tensor:
-    problem, dtype = Problem(*args[:10]), args[10]
+    problem, dtype = Problem(*args[:N]), args[N]
     _check(problem, dtype)
     return problem.peaks_mm.new_empty(problem.output_shape(), dtype=dtype)
 
 
 @torch.library.register_fake("atlas_kernels::splat_out")
 def _splat_out_fake(*args: Any) -> None:
-    _check_out(Problem(*args[:10]), args[10])
+    _check_out(Problem(*args[:N]), args[N])
 
 
 @torch.library.register_fake("atlas_kernels::splat_backward")
 def _splat_backward_fake(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    problem = Problem(*args[1:11])
-    peaks, fwhm = problem.peaks_mm, problem.fwhm
+    problem = Problem(*args[1 : N + 1])
+    peaks, widths = problem.peaks_mm, problem.widths
     return (
         peaks.new_empty(peaks.shape),
         peaks.new_empty(peaks.shape[:1], dtype=_weights_dtype(problem)),
-        fwhm.new_empty(fwhm.shape),
+        widths.new_empty(widths.shape),
     )
 
 
@@ -184,13 +180,12 @@ def _weights_dtype(problem: Problem) -> torch.dtype:
 
 
 def _check(problem: Problem, dtype: torch.dtype) -> None:
-    check_options(problem.mode, problem.support, problem.truncate)
-    check_layout(problem.peaks_mm, problem.offsets, problem.fwhm, problem.weights)
-    if dtype_name(dtype) not in FLOATS:
-        raise ValueError(f"dtype must be {' or '.join(FLOATS)}, got {dtype_name(dtype)}")
+    check_options(problem)
+    check_layout(problem)
+    check_output(problem, dtype)
     device = problem.peaks_mm.device
-    for name in ("offsets", "fwhm", "weights"):
-        tensor = getattr(problem, name)
+    tensors = {"offsets": problem.offsets, problem.widths_name(): problem.widths}
+    for name, tensor in {**tensors, "weights": problem.weights, "mask": problem.voxels}.items():
         if tensor is not None and tensor.device != device:
             raise ValueError(f"{name} is on {tensor.device}, but peaks_mm is on {device}")
 
@@ -198,8 +193,8 @@ def _check(problem: Problem, dtype: torch.dtype) -> None:
 def _check_out(problem: Problem, out: Tensor) -> None:
     _check(problem, out.dtype)
     if tuple(out.shape) != problem.output_shape():
-        shapes = f"{problem.output_shape()}, got {tuple(out.shape)}"
-        raise ValueError(f"out must be (B, K, X, Y, Z) = {shapes}")
+        axes = "(B, K, X, Y, Z)" if problem.voxels is None else "(B, K, V)"
+        raise ValueError(f"out must be {axes} = {problem.output_shape()}, got {tuple(out.shape)}")
     if out.device != problem.peaks_mm.device:
         raise ValueError(f"out is on {out.device}, but peaks_mm is on {problem.peaks_mm.device}")
 
@@ -208,16 +203,26 @@ def _check_out(problem: Problem, out: Tensor) -> None:
 
 
 def _save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:4])
-    ctx.options, ctx.backend = inputs[4:10], inputs[11]
+    problem = Problem(*inputs[:N])
+    tensors = [field for field in problem if isinstance(field, Tensor)]
+    ctx.save_for_backward(*tensors)
+    # What is not a tensor stays; each tensor leaves its place in the list.
+    places = iter(range(len(tensors)))
+    ctx.problem = [next(places) if isinstance(f, Tensor) else (f,) for f in problem]
+    ctx.backend = inputs[N + 1]
 
 
 def _gradient(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-    grad_peaks, grad_weights, grad_fwhm = torch.ops.atlas_kernels.splat_backward(
-        grad_out, *ctx.saved_tensors, *ctx.options, ctx.backend
+    tensors = ctx.saved_tensors
+    problem = Problem(*(tensors[f] if isinstance(f, int) else f[0] for f in ctx.problem))
+    if problem.splat_mode == "sphere":
+        raise NotImplementedError("splat: mode 'sphere' has no gradient")
+    grad_peaks, grad_weights, grad_widths = torch.ops.atlas_kernels.splat_backward(
+        grad_out, *problem, ctx.backend
     )
-    weights = None if ctx.saved_tensors[3] is None else grad_weights
-    return (grad_peaks, None, grad_fwhm, weights, *[None] * 8)
+    weights = None if problem.weights is None else grad_weights
+    given = {"peaks_mm": grad_peaks, "widths": grad_widths, "weights": weights}
+    return (*(given.get(name) for name in Problem._fields), None, None)
 
 
 def _no_second_gradient(ctx: Any, *grads: Tensor) -> None:
@@ -236,10 +241,11 @@ def _native(problem: Problem) -> tuple[Any, Problem]:
     held = problem._replace(
         peaks_mm=_dense_double(problem.peaks_mm),
         offsets=problem.offsets.contiguous(),
-        fwhm=_dense_double(problem.fwhm),
+        widths=_dense_double(problem.widths),
         weights=None if problem.weights is None else _dense_double(problem.weights),
+        voxels=None if problem.voxels is None else problem.voxels.contiguous(),
     )
-    return native_problem(Tensor.data_ptr, *held), held
+    return native_problem(Tensor.data_ptr, held), held
 
 
 def _dense_double(tensor: Tensor) -> Tensor:
@@ -258,7 +264,7 @@ def _cpu_backward(grad_out: Tensor, problem: Problem) -> tuple[Tensor, Tensor, T
     grads = (
         torch.empty_like(held.peaks_mm),
         held.peaks_mm.new_empty(len(held.peaks_mm)),
-        torch.empty_like(held.fwhm),
+        torch.empty_like(held.widths),
     )
     _extension.kernels().splat_backward_cpu(
         native,
@@ -270,12 +276,33 @@ def _cpu_backward(grad_out: Tensor, problem: Problem) -> tuple[Tensor, Tensor, T
     return grads
 
 
+def _as_numpy(problem: Problem) -> Problem:
+    fields: Any = (f.detach().numpy() if isinstance(f, Tensor) else f for f in problem)
+    return Problem(*fields)
+
+
+def _numba_forward(problem: Problem, out: Tensor) -> None:
+    from . import numba_kernel
+
+    # NumPy has no bfloat16: such volumes are rounded from float32 here.
+    volumes = out.float() if out.dtype == torch.bfloat16 else out
+    numba_kernel.forward(_as_numpy(problem), volumes.numpy(), torch.get_num_threads())
+    if volumes is not out:
+        out.copy_(volumes)
+
+
+def _numba_backward(grad_out: Tensor, problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
+    from . import numba_kernel
+
+    grad = grad_out.float() if grad_out.dtype in (torch.bfloat16, torch.float16) else grad_out
+    grads = numba_kernel.backward(grad.numpy(), _as_numpy(problem), torch.get_num_threads())
+    peaks, weights, widths = map(torch.from_numpy, grads)
+    return peaks, weights, widths
+
+
 def _reference_forward(problem: Problem, out: Tensor) -> None:
-    out.copy_(reference.forward(*problem))
-
-
-def _reference_backward(grad_out: Tensor, problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
-    return reference.backward(grad_out, *problem)
+    volumes = reference.forward(problem)
+    out.copy_(volumes.clamp(max=255) if out.dtype == torch.uint8 else volumes)
 
 
 TABLE = (
@@ -286,11 +313,21 @@ TABLE = (
         why_not=_extension.why_missing,
         devices=("cpu",),
         note="C++, multithreaded",
+        cannot=why_not_diagonal,
+    ),
+    Implementation(
+        name="numba",
+        forward=_numba_forward,
+        backward=_numba_backward,
+        why_not=why_no_numba,
+        devices=("cpu",),
+        note="compiled when first called",
+        cannot=why_not_diagonal,
     ),
     Implementation(
         name="reference",
         forward=_reference_forward,
-        backward=_reference_backward,
+        backward=reference.backward,
         why_not=lambda: None,
         note="plain PyTorch, slow: the specification",
     ),

@@ -7,14 +7,19 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
+#include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "common/checks.h"
 #include "dense_block/dense_block.h"
 #include "group_norm_film/group_norm_film.h"
+
+#include "ma_maps/ma_maps.h"
 #include "splat/splat.h"
 
 namespace py = pybind11;
@@ -32,21 +37,12 @@ T* pointer(Address address) {
 
 // Calls run(T*) with the volume's element type.
 template <typename Run>
-void with_volume(Address volume, const std::string& dtype, const Run& run) {
-  require(dtype == "float32" || dtype == "float64", "dtype must be float32 or float64, got " + dtype);
-  if (dtype == "float32") {
-    run(pointer<float>(volume));
-  } else {
-    run(pointer<double>(volume));
-  }
-}
-
-// Calls run(T*) with the element type of an activation.
-template <typename Run>
-void with_activation(Address data, const std::string& dtype, const Run& run) {
-  if (dtype == "bfloat16") return run(pointer<bfloat16>(data));
-  if (dtype == "float16") return run(pointer<float16>(data));
-  with_volume(data, dtype, run);
+void with_floats(Address volume, const std::string& dtype, const Run& run) {
+  if (dtype == "float32") return run(pointer<float>(volume));
+  if (dtype == "float64") return run(pointer<double>(volume));
+  if (dtype == "bfloat16") return run(pointer<BFloat16>(volume));
+  require(dtype == "float16", "dtype must be float32, float64, bfloat16 or float16, got " + dtype);
+  run(pointer<Float16>(volume));
 }
 
 // The same for a tensor that has the element type of T, or is float beside a shorter T.
@@ -57,24 +53,56 @@ void with_companion(Address data, bool same, const Run& run) {
   throw std::invalid_argument("a companion of another dtype must be float32 beside a shorter one");
 }
 
-SplatProblem splat_problem(Address peaks, Address offsets, Address fwhm, Address weights,
-                           int64_t n_studies, int64_t n_widths, std::array<int64_t, 3> shape,
-                           std::array<double, 3> spacing, std::array<double, 3> origin,
-                           const std::string& mode, const std::string& support, double truncate) {
-  require(mode == "sum" || mode == "max", "mode must be sum or max, got " + mode);
-  require(support == "ball" || support == "box", "support must be ball or box, got " + support);
-  return {pointer<const double>(peaks),
-          pointer<const int64_t>(offsets),
-          pointer<const double>(fwhm),
-          pointer<const double>(weights),
-          n_studies,
-          n_widths,
-          {shape[0], shape[1], shape[2]},
-          {spacing[0], spacing[1], spacing[2]},
-          {origin[0], origin[1], origin[2]},
-          mode == "sum" ? SplatMode::sum : SplatMode::max,
-          support == "ball" ? SplatSupport::ball : SplatSupport::box,
-          truncate};
+// The value of an option by its name.
+template <typename Value>
+Value named(const char* option, const std::string& name, const std::map<std::string, Value>& values) {
+  const auto found = values.find(name);
+  require(found != values.end(), std::string(option) + " has no value " + name);
+  return found->second;
+}
+
+SplatProblem splat_problem(Address peaks, Address offsets, Address widths, Address weights,
+                           Address voxels, int64_t n_studies, int64_t n_kernels, int64_t n_voxels,
+                           std::array<int64_t, 3> shape, std::array<double, 3> spacing,
+                           std::array<double, 3> origin, const std::string& mode,
+                           const std::string& widths_of, const std::string& support,
+                           const std::string& normalize, const std::string& centre, double truncate,
+                           bool count) {
+  using Mode = SplatMode;
+  using Widths = SplatWidths;
+  using Support = SplatSupport;
+  using Normalize = SplatNormalize;
+  using Centre = SplatCentre;
+  SplatProblem problem;
+  problem.peaks = pointer<const double>(peaks);
+  problem.offsets = pointer<const int64_t>(offsets);
+  problem.widths = pointer<const double>(widths);
+  problem.weights = pointer<const double>(weights);
+  problem.voxels = pointer<const int64_t>(voxels);
+  problem.n_studies = n_studies;
+  problem.n_kernels = n_kernels;
+  problem.n_voxels = n_voxels;
+  std::copy(shape.begin(), shape.end(), problem.shape);
+  std::copy(spacing.begin(), spacing.end(), problem.spacing);
+  std::copy(origin.begin(), origin.end(), problem.origin);
+  problem.mode = named<Mode>("mode", mode, {{"sum", Mode::sum},
+                                            {"max", Mode::max},
+                                            {"union", Mode::union_},
+                                            {"sphere", Mode::sphere}});
+  problem.widths_of = named<Widths>("widths_of", widths_of, {{"kernels", Widths::kernels},
+                                                             {"studies", Widths::studies},
+                                                             {"peaks", Widths::peaks}});
+  problem.support = named<Support>("support", support, {{"ball", Support::ball},
+                                                        {"box", Support::box},
+                                                        {"taper", Support::taper}});
+  problem.normalize = named<Normalize>("normalize", normalize, {{"peak", Normalize::peak},
+                                                                {"sum", Normalize::sum},
+                                                                {"mm3", Normalize::mm3}});
+  problem.centre =
+      named<Centre>("centre", centre, {{"peak", Centre::peak}, {"voxel", Centre::voxel}});
+  problem.truncate = truncate;
+  problem.count = count;
+  return problem;
 }
 
 GroupNormFilm group_norm_film_problem(int64_t samples, int64_t channels, int64_t voxels,
@@ -97,7 +125,7 @@ void bind_group_norm_film(py::module_& module) {
       "channel_statistics_cpu",
       [](const GroupNormFilm& problem, Address x, const std::string& dtype, Address mean, Address m2,
          int threads) {
-        with_activation(x, dtype, [&](auto* data) {
+        with_floats(x, dtype, [&](auto* data) {
           channel_statistics_cpu(problem, data, pointer<double>(mean), pointer<double>(m2), threads);
         });
       },
@@ -119,7 +147,7 @@ void bind_group_norm_film(py::module_& module) {
       "group_norm_film_cpu",
       [](const GroupNormFilm& problem, Address x, const std::string& dtype, Address y, Address mean,
          Address rstd, int threads) {
-        with_activation(x, dtype, [&](auto* data) {
+        with_floats(x, dtype, [&](auto* data) {
           using T = std::remove_pointer_t<decltype(data)>;
           group_norm_film_cpu<T>(problem, data, pointer<T>(y), pointer<double>(mean),
                                  pointer<double>(rstd), threads);
@@ -132,7 +160,7 @@ void bind_group_norm_film(py::module_& module) {
       "group_norm_film_apply_cpu",
       [](const GroupNormFilm& problem, Address x, const std::string& dtype, Address mean,
          Address rstd, Address y, const std::string& y_dtype, int threads) {
-        with_activation(x, dtype, [&](auto* data) {
+        with_floats(x, dtype, [&](auto* data) {
           using T = std::remove_pointer_t<decltype(data)>;
           with_companion<T>(y, dtype == y_dtype, [&](auto* out) {
             group_norm_film_apply_cpu<T>(problem, data, pointer<const double>(mean),
@@ -150,7 +178,7 @@ void bind_group_norm_film(py::module_& module) {
          bool accumulate, Address weight, Address bias, Address gamma, Address beta, int threads) {
         const GroupNormFilmGradients gradients{pointer<double>(weight), pointer<double>(bias),
                                                pointer<double>(gamma), pointer<double>(beta)};
-        with_activation(x, dtype, [&](auto* data) {
+        with_floats(x, dtype, [&](auto* data) {
           using T = std::remove_pointer_t<decltype(data)>;
           with_companion<T>(dy, dtype == dy_dtype, [&](auto* grad) {
             using S = std::remove_pointer_t<decltype(grad)>;
@@ -173,7 +201,7 @@ void bind_dense_block(py::module_& module) {
          int64_t dilation, Address dw, int threads) {
         const ConvWeightGradient problem{samples,      {shape[0], shape[1], shape[2]}, in_channels,
                                          out_channels, dilation, a_row, g_row};
-        with_activation(a, dtype, [&](auto* data) {
+        with_floats(a, dtype, [&](auto* data) {
           using T = std::remove_pointer_t<decltype(data)>;
           if constexpr (std::is_same_v<T, double>) {
             throw std::invalid_argument("conv_weight_gradient: float64 is not supported");
@@ -190,9 +218,9 @@ void bind_dense_block(py::module_& module) {
       "copy_channels_cpu",
       [](int64_t voxels, int64_t channels, Address from, const std::string& dtype, int64_t from_row,
          Address to, const std::string& to_dtype, int64_t to_row, int threads) {
-        with_activation(from, dtype, [&](auto* source) {
+        with_floats(from, dtype, [&](auto* source) {
           using T = std::remove_pointer_t<decltype(source)>;
-          with_activation(to, to_dtype, [&](auto* target) {
+          with_floats(to, to_dtype, [&](auto* target) {
             using U = std::remove_pointer_t<decltype(target)>;
             constexpr bool widens = std::is_same_v<U, float> && sizeof(T) < sizeof(U);
             constexpr bool narrows = std::is_same_v<T, float> && sizeof(U) < sizeof(T);
@@ -218,7 +246,7 @@ void bind_group_norm_film_cuda(py::module_& module) {
       "group_norm_film_cuda",
       [](const GroupNormFilm& problem, Address x, const std::string& dtype, Address y, Address mean,
          Address rstd, Address room, Address stream) {
-        with_activation(x, dtype, [&](auto* data) {
+        with_floats(x, dtype, [&](auto* data) {
           using T = std::remove_pointer_t<decltype(data)>;
           group_norm_film_cuda<T>(problem, data, pointer<T>(y), pointer<double>(mean),
                                   pointer<double>(rstd), pointer<void>(room), pointer<void>(stream));
@@ -234,7 +262,7 @@ void bind_group_norm_film_cuda(py::module_& module) {
          Address beta, Address room, Address stream) {
         const GroupNormFilmGradients gradients{pointer<double>(weight), pointer<double>(bias),
                                                pointer<double>(gamma), pointer<double>(beta)};
-        with_activation(x, dtype, [&](auto* data) {
+        with_floats(x, dtype, [&](auto* data) {
           using T = std::remove_pointer_t<decltype(data)>;
           group_norm_film_backward_cuda<T>(problem, pointer<const T>(dy), data,
                                            pointer<const double>(mean), pointer<const double>(rstd),
@@ -248,6 +276,78 @@ void bind_group_norm_film_cuda(py::module_& module) {
 }
 #endif
 
+
+// ---- ma_maps ----------------------------------------------------------------------------------
+
+FociProblem foci_problem(Address bits, Address first, std::array<int64_t, 3> shape, Address boxes,
+                         Address patterns, Address values, int64_t stride, Address ijk,
+                         Address offsets, Address kinds, int64_t n_studies) {
+  return {{{shape[0], shape[1], shape[2]}, pointer<const uint64_t>(bits), pointer<const int64_t>(first)},
+          {pointer<const SupportBox>(boxes), pointer<const uint64_t>(patterns),
+           pointer<const void>(values), stride},
+          pointer<const int32_t>(ijk),
+          pointer<const int64_t>(offsets),
+          pointer<const int64_t>(kinds),
+          n_studies};
+}
+
+MaKind ma_kind(const std::string& kind) {
+  require(kind == "cover" || kind == "count" || kind == "max",
+          "kind must be cover, count or max, got " + kind);
+  return kind == "cover" ? MaKind::cover : kind == "count" ? MaKind::count : MaKind::max;
+}
+
+void bind_ma_maps(py::module_& module) {
+  py::class_<FociProblem>(module, "FociProblem")
+      .def(py::init(&foci_problem), py::kw_only(), py::arg("bits"), py::arg("first"),
+           py::arg("shape"), py::arg("boxes"), py::arg("patterns"), py::arg("values"),
+           py::arg("stride"), py::arg("ijk"), py::arg("offsets"), py::arg("kinds"),
+           py::arg("n_studies"));
+  module.def(
+      "count_mask",
+      [](Address bits, int64_t n_words, Address first) {
+        return count_mask(pointer<const uint64_t>(bits), n_words, pointer<int64_t>(first));
+      },
+      py::arg("bits"), py::arg("n_words"), py::arg("first"), NoGil());
+  module.def(
+      "ma_sizes",
+      [](const FociProblem& problem, Address sizes, int threads) {
+        ma_sizes(problem, pointer<int64_t>(sizes), threads);
+      },
+      py::arg("problem"), py::arg("sizes"), py::arg("threads"), NoGil());
+  module.def(
+      "ma_fill",
+      [](const FociProblem& problem, const std::string& kind, float value, Address starts,
+         Address indices, Address data, int threads) {
+        ma_fill(problem, ma_kind(kind), value, pointer<const int64_t>(starts),
+                pointer<int32_t>(indices), pointer<float>(data), threads);
+      },
+      py::arg("problem"), py::arg("kind"), py::arg("value"), py::arg("starts"),
+      py::arg("indices"), py::arg("data"), py::arg("threads"), NoGil());
+  module.def(
+      "coverage_statistic",
+      [](const FociProblem& problem, Address weights, bool count, Address out) {
+        coverage_statistic(problem, pointer<const double>(weights), count, pointer<float>(out));
+      },
+      py::arg("problem"), py::arg("weights"), py::arg("count"), py::arg("out"), NoGil());
+  module.def(
+      "ale_statistic",
+      [](const FociProblem& problem, Address out) { ale_statistic(problem, pointer<float>(out)); },
+      py::arg("problem"), py::arg("out"), NoGil());
+  module.def(
+      "cluster_maxima",
+      [](Address bits, Address first, std::array<int64_t, 3> shape, Address statistic,
+         double threshold) {
+        const MaskRows mask{{shape[0], shape[1], shape[2]}, pointer<const uint64_t>(bits),
+                            pointer<const int64_t>(first)};
+        const ClusterMaxima maxima =
+            cluster_maxima(mask, pointer<const float>(statistic), threshold);
+        return std::pair<int64_t, double>(maxima.size, maxima.mass);
+      },
+      py::arg("bits"), py::arg("first"), py::arg("shape"), py::arg("statistic"),
+      py::arg("threshold"), NoGil());
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_kernels, module) {
@@ -260,28 +360,30 @@ PYBIND11_MODULE(_kernels, module) {
 
   py::class_<SplatProblem>(module, "SplatProblem")
       .def(py::init(&splat_problem), py::kw_only(), py::arg("peaks"), py::arg("offsets"),
-           py::arg("fwhm"), py::arg("weights"), py::arg("n_studies"), py::arg("n_widths"),
-           py::arg("shape"), py::arg("spacing"), py::arg("origin"), py::arg("mode"),
-           py::arg("support"), py::arg("truncate"));
+           py::arg("widths"), py::arg("weights"), py::arg("voxels"), py::arg("n_studies"),
+           py::arg("n_kernels"), py::arg("n_voxels"), py::arg("shape"), py::arg("spacing"),
+           py::arg("origin"), py::arg("mode"), py::arg("widths_of"), py::arg("support"),
+           py::arg("normalize"), py::arg("centre"), py::arg("truncate"), py::arg("count"));
 
   module.def(
       "splat_cpu",
       [](const SplatProblem& problem, Address out, const std::string& dtype, int threads) {
-        with_volume(out, dtype, [&](auto* volume) { splat_cpu(problem, volume, threads); });
+        const auto run = [&](auto* volume) { splat_cpu(problem, volume, threads); };
+        dtype == "uint8" ? run(pointer<uint8_t>(out)) : with_floats(out, dtype, run);
       },
       py::arg("problem"), py::arg("out"), py::arg("dtype"), py::arg("threads"), NoGil());
 
   module.def(
       "splat_backward_cpu",
       [](const SplatProblem& problem, Address grad_out, const std::string& dtype, Address grad_peaks,
-         Address grad_weights, Address grad_fwhm, int threads) {
-        with_volume(grad_out, dtype, [&](auto* volume) {
+         Address grad_weights, Address grad_widths, int threads) {
+        with_floats(grad_out, dtype, [&](auto* volume) {
           splat_backward_cpu(problem, volume, pointer<double>(grad_peaks),
-                             pointer<double>(grad_weights), pointer<double>(grad_fwhm), threads);
+                             pointer<double>(grad_weights), pointer<double>(grad_widths), threads);
         });
       },
       py::arg("problem"), py::arg("grad_out"), py::arg("dtype"), py::arg("grad_peaks"),
-      py::arg("grad_weights"), py::arg("grad_fwhm"), py::arg("threads"), NoGil());
+      py::arg("grad_weights"), py::arg("grad_widths"), py::arg("threads"), NoGil());
 
   bind_group_norm_film(module);
   bind_dense_block(module);
@@ -289,4 +391,6 @@ PYBIND11_MODULE(_kernels, module) {
 #ifdef ATLAS_WITH_CUDA
   bind_group_norm_film_cuda(module);
 #endif
+
+  bind_ma_maps(module);
 }

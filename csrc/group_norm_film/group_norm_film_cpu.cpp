@@ -51,11 +51,17 @@ Coefficients coefficients(const GroupNormFilm& problem, const double* mean, cons
 template <typename C>
 Columns<C> film_columns(const Walk& walk, const Coefficients& of, int64_t channel) {
   Columns<C> columns;
+  columns.uniform = walk.inner == 1;
   spread(walk, of.mean.data() + channel, columns.mean);
   spread(walk, of.scale.data() + channel, columns.scale);
   spread(walk, of.shift.data() + channel, columns.shift);
   return columns;
 }
+
+// Rows of a single channel in bfloat16 have loops of their own.
+template <typename Row, typename S>
+constexpr bool are_bfloat16 =
+    std::is_same_v<Row, const bfloat16*> && std::is_same_v<S, bfloat16>;
 
 // ---- forward ----------------------------------------------------------------------------------
 
@@ -72,6 +78,9 @@ void apply(const GroupNormFilm& problem, const T* x, const double* mean, const d
     std::vector<C> room;
     for_each_row(walk, chunk, [&](int64_t voxel, int64_t count, int64_t numbers) {
       const auto run = [&](const auto* row) {
+        if constexpr (are_bfloat16<decltype(row), S>) {
+          if (columns.uniform) return film_one(problem.silu, row, columns, out.at(voxel), numbers);
+        }
         film(problem.silu, row, columns, out.at(voxel), numbers);
       };
       in.dense() ? run(in.at(voxel)) : run(in.gathered(voxel, count, room));
@@ -100,6 +109,12 @@ Sums pull_back(const GroupNormFilm& problem, const S* dy, const T* x, const Coef
     std::vector<C> room, one(walk.lanes()), two(walk.lanes());
     for_each_row(walk, chunk, [&](int64_t voxel, int64_t count, int64_t numbers) {
       const auto run = [&](const auto* row) {
+        if constexpr (are_bfloat16<decltype(row), S>) {
+          if (columns.uniform) {
+            return sums_one(problem.silu, row, grad.at(voxel), columns, out.at(voxel), one.data(),
+                            two.data(), numbers);
+          }
+        }
         sums(problem.silu, row, grad.at(voxel), columns, out.at(voxel), one.data(), two.data(),
              numbers);
       };
@@ -176,6 +191,11 @@ void gradient_of_x(const GroupNormFilm& problem, const S* dz, const T* x, const 
     spread(walk, back.slope.data() + chunk.channel, columns.slope);
     std::vector<C> room, sum(walk.lanes());
     for_each_row(walk, chunk, [&](int64_t voxel, int64_t count, int64_t numbers) {
+      if constexpr (are_bfloat16<const T*, S>) {
+        if (columns.uniform && !accumulate) {
+          return gradient_one(in.at(voxel), grad.at(voxel), columns, out.at(voxel), numbers);
+        }
+      }
       if (in.dense() && !accumulate) {
         gradient(in.at(voxel), grad.at(voxel), columns, out.at(voxel), numbers);
       } else {

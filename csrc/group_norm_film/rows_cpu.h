@@ -16,6 +16,7 @@ namespace {
 template <typename C>
 struct Columns {
   std::vector<C> mean, scale, shift, slope, offset;
+  bool uniform;  // all of one channel: the first of each vector is every one of it
 };
 
 template <bool silu, typename C>
@@ -66,6 +67,52 @@ ATLAS_INLINE void gradient_row(const A* x, const B* dz, const Columns<Compute<A>
   for (int64_t i = 0; i < n; ++i) {
     narrow((scale[i] * widen(dz[i]) - offset[i]) - (widen(x[i]) - mean[i]) * slope[i], dx[i]);
   }
+}
+
+// The same for rows of bfloat16 that belong to one channel: two numbers at a time. The sums' columns
+// are those of one channel too, so their order does not matter.
+template <bool silu>
+ATLAS_INLINE void film_pairs(const bfloat16* x, const Columns<float>& columns, bfloat16* y, int64_t n) {
+  const float mean = columns.mean[0], scale = columns.scale[0], shift = columns.shift[0];
+  ATLAS_INDEPENDENT
+  for (int64_t i = 0; i < n / 2; ++i) {
+    const Two in = widen_pair(x + 2 * i);
+    narrow_pair({activate<silu>((in.low - mean) * scale + shift),
+                 activate<silu>((in.high - mean) * scale + shift)},
+                y + 2 * i);
+  }
+  if (n % 2) film_row<silu>(x + n - 1, columns, y + n - 1, 1);
+}
+
+template <bool silu>
+ATLAS_INLINE void sums_pairs(const bfloat16* x, const bfloat16* dy, const Columns<float>& columns,
+                             bfloat16* dz, float* one, float* two, int64_t n) {
+  const float mean = columns.mean[0], scale = columns.scale[0], shift = columns.shift[0];
+  ATLAS_INDEPENDENT
+  for (int64_t i = 0; i < n / 2; ++i) {
+    const Two in = widen_pair(x + 2 * i), grad = widen_pair(dy + 2 * i);
+    const float d = in.low - mean, e = in.high - mean;
+    const float p = pull_back<silu>(grad.low, d * scale + shift);
+    const float q = pull_back<silu>(grad.high, e * scale + shift);
+    narrow_pair({p, q}, dz + 2 * i);
+    one[i] += p + q;
+    two[i] += p * d + q * e;
+  }
+  if (n % 2) sums_row<silu>(x + n - 1, dy + n - 1, columns, dz + n - 1, one, two, 1);
+}
+
+ATLAS_INLINE void gradient_pairs(const bfloat16* x, const bfloat16* dz, const Columns<float>& columns,
+                                 bfloat16* dx, int64_t n) {
+  const float mean = columns.mean[0], scale = columns.scale[0];
+  const float slope = columns.slope[0], offset = columns.offset[0];
+  ATLAS_INDEPENDENT
+  for (int64_t i = 0; i < n / 2; ++i) {
+    const Two in = widen_pair(x + 2 * i), pulled = widen_pair(dz + 2 * i);
+    narrow_pair({(scale * pulled.low - offset) - (in.low - mean) * slope,
+                 (scale * pulled.high - offset) - (in.high - mean) * slope},
+                dx + 2 * i);
+  }
+  if (n % 2) gradient_row(x + n - 1, dz + n - 1, columns, dx + n - 1, 1);
 }
 
 // Sums of the columns of a tile, `rows` rows of `lanes` numbers: row by row, as memory lies.
@@ -163,6 +210,21 @@ ATLAS_INLINE void scatter_row(const Compute<T>* from, int64_t row, int64_t inner
     add ? scatter_row<true>(from, row, inner, count, to)                                           \
         : scatter_row<false>(from, row, inner, count, to);                                         \
   }
+
+ATLAS_MULTIVERSION void film_one(bool silu, const bfloat16* x, const Columns<float>& columns,
+                                 bfloat16* y, int64_t n) {
+  silu ? film_pairs<true>(x, columns, y, n) : film_pairs<false>(x, columns, y, n);
+}
+ATLAS_MULTIVERSION void sums_one(bool silu, const bfloat16* x, const bfloat16* dy,
+                                 const Columns<float>& columns, bfloat16* dz, float* one, float* two,
+                                 int64_t n) {
+  silu ? sums_pairs<true>(x, dy, columns, dz, one, two, n)
+       : sums_pairs<false>(x, dy, columns, dz, one, two, n);
+}
+ATLAS_MULTIVERSION void gradient_one(const bfloat16* x, const bfloat16* dz,
+                                     const Columns<float>& columns, bfloat16* dx, int64_t n) {
+  gradient_pairs(x, dz, columns, dx, n);
+}
 
 ATLAS_ROWS(float, float)
 ATLAS_ROWS(double, double)

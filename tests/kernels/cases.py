@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 import atlas_kernels
 from atlas_kernels import Grid
+from atlas_kernels.splat.problem import Problem, make_problem
 
-# Relative to the largest value (or gradient) of the float64 reference.
-TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-14}
-GRADIENT_TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
+# Relative to the largest value (or gradient) of the float64 reference. Halves are rounded once.
+TOLERANCE = {
+    torch.float64: 1e-14,
+    torch.float32: 1e-6,
+    torch.float16: 2**-11 + 1e-6,
+    torch.bfloat16: 2**-8 + 1e-6,
+}
+GRADIENT_TOLERANCE = {
+    torch.float64: 1e-12,
+    torch.float32: 1e-5,
+    torch.float16: 1e-5,
+    torch.bfloat16: 1e-5,
+}
 
 
 def grid(shape: tuple[int, int, int], spacing: tuple[float, float, float]) -> Grid:
@@ -25,6 +36,13 @@ def grid(shape: tuple[int, int, int], spacing: tuple[float, float, float]) -> Gr
     return Grid(shape, affine)
 
 
+def oblique(shape: tuple[int, int, int]) -> Grid:
+    """A grid about the world's origin with rotation, shear and unequal steps."""
+    steps = [[1.9, 0.4, -0.1], [-0.5, 2.2, 0.3], [0.2, -0.4, 2.6]]
+    corner = [-sum(step * (n - 1) / 2 for step, n in zip(row, shape)) + 0.3 for row in steps]
+    return Grid(shape, [[*row, at] for row, at in zip(steps, corner)] + [[0, 0, 0, 1]])
+
+
 MNI_2MM = Grid((91, 109, 91), [[2, 0, 0, -90], [0, 2, 0, -126], [0, 0, 2, -72], [0, 0, 0, 1]])
 MNI_4MM = Grid((46, 55, 46), [[4, 0, 0, -89.5], [0, 4, 0, -125.5], [0, 0, 4, -71.5], [0, 0, 0, 1]])
 SMALL = grid((9, 11, 7), (2.0, 2.0, 2.0))
@@ -32,7 +50,10 @@ SMALL = grid((9, 11, 7), (2.0, 2.0, 2.0))
 
 @dataclass(frozen=True)
 class Case:
-    """One call of splat. `counts` are peaks a study; peaks fill the grid times `spread`."""
+    """One call of splat. `counts` are peaks a study; peaks fill the grid times `spread`.
+
+    Widths of studies or of peaks repeat those in `fwhm`; `masked` asks for some voxels only.
+    """
 
     name: str
     grid: Grid = SMALL
@@ -40,6 +61,8 @@ class Case:
     fwhm: tuple[float, ...] = (6.0,)
     weights: str = "none"  # none, positive, mixed
     spread: float = 1.0
+    widths_of: str = "kernels"  # kernels, studies, peaks
+    masked: bool = False
     options: dict[str, Any] = field(default_factory=dict, hash=False)
 
     def __str__(self) -> str:
@@ -69,13 +92,36 @@ CASES = [
     Case("short_reach", options={"truncate": 1.3}),
     Case("no_cut", options={"truncate": math.inf}, weights="positive"),
     Case("narrower_than_a_voxel", fwhm=(0.4,), counts=(5,)),
+    Case("taper", options={"support": "taper"}, weights="mixed", counts=(6, 2)),
+    Case("short_taper", options={"support": "taper", "truncate": 1.3}, fwhm=(5.0, 9.0)),
+    Case("taper_without_cut", options={"support": "taper", "truncate": math.inf}),
+    Case("sums_to_1", options={"normalize": "sum"}, weights="mixed"),
+    Case("box_sums_to_1", options={"normalize": "sum", "support": "box"}, spread=1.5),
+    Case("taper_per_mm3", options={"normalize": "mm3", "support": "taper"}, spread=1.5),
+    Case("no_cut_sums_to_1", options={"normalize": "sum", "truncate": math.inf}, counts=(1, 1)),
+    Case("none_within_reach", options={"normalize": "sum"}, fwhm=(0.4,), counts=(5,)),
+    Case("voxel_centres", options={"centre": "voxel"}, weights="mixed"),
+    Case("studies_widths", widths_of="studies", fwhm=(4.0, 7.0, 9.0), weights="positive"),
+    Case("peaks_widths", widths_of="peaks", fwhm=(4.0, 7.0, 9.0, 5.0), counts=(3, 4)),
+    Case("peaks_widths_per_mm3", widths_of="peaks", fwhm=(4.0, 8.0), options={"normalize": "mm3"}),
+    Case("masked", masked=True, fwhm=(4.0, 7.0), weights="positive"),
+    Case("masked_slabs", grid=grid((37, 5, 6), (2.0, 2.0, 2.0)), counts=(9, 3), masked=True),
+    Case("many_volumes", grid=grid((5, 6, 7), (3.0, 3.0, 3.0)), counts=(2, 0, 3) * 6),
 ]
-# The reference needs seconds at full size, so these are for the compiled kernels alone.
-BENCH_CASES = [
-    Case("mni_2mm_fwhm6", grid=MNI_2MM, counts=(37,) * 16, spread=0.7),
-    Case("mni_2mm_fwhm12", grid=MNI_2MM, counts=(37,) * 16, spread=0.7, fwhm=(12.0,)),
-    Case("mni_4mm_fwhm6", grid=MNI_4MM, counts=(37,) * 16, spread=0.7),
+# Drawn by the reference alone.
+OBLIQUE = [
+    Case("oblique", grid=oblique((7, 6, 5)), weights="positive"),
+    Case("oblique_box", grid=oblique((7, 6, 5)), options={"support": "box", "normalize": "sum"}),
+    Case(
+        "oblique_voxels", grid=oblique((7, 6, 5)), options={"centre": "voxel", "normalize": "mm3"}
+    ),
+    Case(
+        "axes_in_another_order",
+        grid=Grid((7, 6, 5), [[0, 2, 0, -5], [0, 0, -3, 6], [2, 0, 0, -7], [0, 0, 0, 1]]),
+    ),
 ]
+
+WIDTHS = {"kernels": "fwhm", "studies": "study_fwhm", "peaks": "peak_fwhm"}
 
 
 @dataclass
@@ -88,12 +134,11 @@ class Inputs:
     weights: torch.Tensor | None
     grid: Grid
     options: dict[str, Any]
+    widths_of: str = "kernels"
 
     def to(self, dtype: torch.dtype) -> Inputs:
         weights = None if self.weights is None else self.weights.to(dtype)
-        return Inputs(
-            self.peaks.to(dtype), self.offsets, self.fwhm, weights, self.grid, self.options
-        )
+        return replace(self, peaks=self.peaks.to(dtype), weights=weights)
 
     def requires_grad(self) -> Inputs:
         for tensor in self.leaves():
@@ -109,33 +154,68 @@ class Inputs:
             self.peaks,
             self.offsets,
             self.grid,
-            self.fwhm,
-            self.weights,
-            **{**self.options, **options},
+            weights=self.weights,
+            **{WIDTHS[self.widths_of]: self.fwhm, **self.options, **options},
         )
+
+    def problem(self, mode: str) -> Problem:
+        options = {name: UNSET[name] for name in UNSET} | self.options
+        widths = dict.fromkeys(WIDTHS.values()) | {WIDTHS[self.widths_of]: self.fwhm}
+        fwhm = widths.pop("fwhm")
+        return make_problem(
+            lambda widths: widths,
+            lambda mask: mask.nonzero().squeeze(1),
+            self.peaks,
+            self.offsets,
+            self.grid,
+            fwhm,
+            self.weights,
+            mode=mode,
+            radius=None,
+            **widths,
+            **options,
+        )
+
+
+UNSET = {
+    "support": "ball",
+    "normalize": "peak",
+    "centre": "peak",
+    "truncate": 4.0,
+    "count": False,
+    "check": False,
+    "mask": None,
+}
 
 
 def inputs(case: Case) -> Inputs:
     """Make a case's tensors; float32 values held in float64, so that both dtypes see the same."""
     generator = torch.Generator().manual_seed(sum(map(ord, case.name)))
     n_peaks = sum(case.counts)
-    spacing, shape = torch.tensor(case.grid.spacing), torch.tensor(case.grid.shape)
-    centre = torch.tensor(case.grid.origin) + spacing * (shape - 1) / 2
+    shape, affine = torch.tensor(case.grid.shape), torch.tensor(case.grid.affine)
     unit = torch.rand(n_peaks, 3, generator=generator) - 0.5
-    peaks = centre + unit * case.spread * shape * spacing.abs()
+    voxels = (shape - 1) / 2 + unit * case.spread * shape
+    peaks = voxels @ affine[:3, :3].T + affine[:3, 3]
     weights = None
     if case.weights != "none":
         weights = 0.5 + torch.rand(n_peaks, generator=generator)
     if case.weights == "mixed":
         weights[1::2] *= -1
-    offsets = torch.tensor([0, *case.counts]).cumsum(0)
+    fwhm = torch.tensor(case.fwhm, dtype=torch.float64)
+    if case.widths_of != "kernels":
+        number = n_peaks if case.widths_of == "peaks" else len(case.counts)
+        fwhm = fwhm.repeat(number)[:number].contiguous()
+    options = dict(case.options)
+    if case.masked:
+        options["mask"] = torch.rand(case.grid.shape, generator=generator) < 0.4
     return Inputs(
         peaks.float().double(),
-        offsets,
-        torch.tensor(case.fwhm, dtype=torch.float64),
+        torch.tensor([0, *case.counts]).cumsum(0),
+        fwhm,
         None if weights is None else weights.float().double(),
         case.grid,
-        case.options,
+        options,
+        case.widths_of,
     )
 
 

@@ -111,6 +111,7 @@ def test_table_as_text_and_json() -> None:
 WITHOUT_EXTENSION = """
 import sys, warnings
 sys.modules["atlas_kernels._kernels"] = None  # what an import finds that was not built
+sys.modules["numba"] = None
 import torch
 import atlas_kernels
 from atlas_kernels.__main__ import as_text, report
@@ -124,6 +125,7 @@ with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     assert call()[0, 0, 0, 0, 0] == 1
 assert "runs on the slower 'reference'" in str(caught[0].message)
+assert "the C++ extension is not built" in str(caught[0].message)
 x = torch.randn(1, 8, 2, 2, 2)
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
@@ -150,6 +152,32 @@ else:
 
 def test_without_the_extension() -> None:
     run_python(WITHOUT_EXTENSION)
+
+
+WITH_NUMBA_ALONE = """
+import sys, warnings
+sys.modules["atlas_kernels._kernels"] = None
+import numpy
+from atlas_kernels import Grid
+from atlas_kernels.numpy import splat as splat_arrays
+grid = Grid((3, 4, 5), [[2, 0, 0, 0], [0, 2, 0, 0], [0, 0, 2, 0], [0, 0, 0, 1]])
+arrays = splat_arrays(numpy.ones((2, 3)), [0, 2], grid, 6.0, dtype="float16", mode="union")
+assert "torch" not in sys.modules
+import torch
+from atlas_kernels import splat
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    got = splat(torch.ones(2, 3), torch.tensor([0, 2]), grid, 6.0, mode="union")
+assert "runs on the slower 'numba'" in str(caught[0].message), caught
+want = splat(torch.ones(2, 3), torch.tensor([0, 2]), grid, 6.0, mode="union", backend="reference")
+torch.testing.assert_close(got, want)
+assert numpy.allclose(arrays, want.numpy(), rtol=1e-3)
+"""
+
+
+def test_numba_takes_the_extensions_place() -> None:
+    pytest.importorskip("numba")
+    run_python(WITH_NUMBA_ALONE)
 
 
 def test_import_is_lazy() -> None:

@@ -35,6 +35,12 @@ def test_any_array_will_do_and_equal_grids_are_equal_keys(convert) -> None:
     assert all(type(size) is int for size in other.shape)
 
 
+def test_oblique_grids_are_told_apart() -> None:
+    assert not Grid((4, 5, 6), AFFINE).is_oblique
+    assert Grid((4, 5, 6), changed(0, 1, 0.1)).is_oblique
+    assert Grid((4, 5, 6), [[0, 2, 0, 0], [2, 0, 0, 0], [0, 0, 2, 0], [0, 0, 0, 1]]).is_oblique
+
+
 def test_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         Grid((4, 5, 6), AFFINE).shape = (1, 1, 1)  # type: ignore[misc]
@@ -51,7 +57,11 @@ def test_frozen() -> None:
         ((4, 5, 6), AFFINE[:3], r"affine must be 4 x 4, got rows of \[4, 4, 4\]"),
         ((4, 5, 6), [1, 2], "affine must be a 4 x 4 array of numbers"),
         ((4, 5, 6), changed(0, 0, 0), r"affine is singular: affine\[0\]\[0\], the step along x"),
-        ((4, 5, 6), changed(0, 1, 0.1), r"affine must be diagonal .* affine\[0\]\[1\] is 0.1"),
+        (
+            (4, 5, 6),
+            [[1, 2, 0, 0], [2, 4, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]],
+            "steps .* in one plane",
+        ),
         ((4, 5, 6), changed(1, 3, math.nan), r"affine must be finite, but affine\[1\]\[3\]"),
         ((4, 5, 6), changed(3, 2, 1), r"affine must end in the row 0 0 0 1.*affine\[3\]\[2\]"),
         ((4, 5, 6), changed(3, 3, 2), r"affine must end in the row 0 0 0 1.*affine\[3\]\[3\]"),

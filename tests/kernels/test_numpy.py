@@ -11,7 +11,7 @@ import pytest
 from atlas_kernels import _extension
 from atlas_kernels.numpy import splat
 
-from .cases import CASES, SMALL, Case, Inputs, inputs
+from .cases import CASES, OBLIQUE, SMALL, WIDTHS, Case, Inputs, inputs
 
 pytestmark = pytest.mark.skipif(
     bool(_extension.why_missing()), reason=str(_extension.why_missing())
@@ -23,20 +23,41 @@ def arrays(given: Inputs) -> dict:
         "peaks_mm": given.peaks.numpy(),
         "offsets": given.offsets.numpy(),
         "grid": given.grid,
-        "fwhm": given.fwhm.numpy(),
+        WIDTHS[given.widths_of]: given.fwhm.numpy(),
         "weights": None if given.weights is None else given.weights.numpy(),
         **given.options,
+        **({"mask": given.options["mask"].numpy()} if "mask" in given.options else {}),
     }
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("mode", ["sum", "max"])
+@pytest.mark.parametrize("mode", ["sum", "max", "union"])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_same_bits_as_the_op(case: Case, mode: str, dtype: str) -> None:
     given = inputs(case)
     got = splat(**arrays(given), mode=mode, dtype=dtype)
     want = given.splat(mode=mode, backend="cpu", dtype=getattr(__import__("torch"), dtype)).numpy()
     assert got.dtype == dtype and np.array_equal(got, want)
+
+
+def test_halves_and_spheres() -> None:
+    given = inputs(CASES[0])
+    half = splat(**arrays(given), dtype="float16")
+    assert half.dtype == np.float16
+    assert np.array_equal(half, splat(**arrays(given), dtype="float32").astype(np.float16))
+    options = {"fwhm": None, "mode": "sphere", "radius": [3.0, 5.0]}
+    balls = splat(**{**arrays(given), **options})
+    counts = splat(**{**arrays(given), **options}, count=True)
+    assert balls.dtype == np.uint8 and balls.shape[1] == 2 and set(np.unique(balls)) == {0, 1}
+    assert np.array_equal(balls, counts > 0) and counts.max() > 1
+
+
+def test_bfloat16_of_another_library() -> None:
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    given = inputs(CASES[0])
+    want = splat(**arrays(given), dtype="float32").astype(ml_dtypes.bfloat16)
+    assert np.array_equal(splat(**arrays(given), dtype=ml_dtypes.bfloat16), want)
+    assert np.array_equal(splat(**arrays(given), out=np.zeros_like(want)), want)
 
 
 def test_lists_strides_out_and_threads() -> None:
@@ -57,12 +78,14 @@ def test_lists_strides_out_and_threads() -> None:
         ({"peaks_mm": np.zeros((5, 3), "int32")}, "peaks_mm must be float32 or float64, got int32"),
         ({"offsets": np.array([0, 3, 1, 5])}, r"offsets\[2\] is 1 after 3"),
         ({"offsets": np.array([0.0, 5.0])}, "offsets must be int64, got float64"),
-        ({"fwhm": -1.0}, "width 0 is -1.0"),
+        ({"fwhm": -1.0}, r"fwhm\[0\] is -1.0"),
         ({"mode": "mean"}, "mode must be one of"),
-        ({"dtype": "float16"}, "dtype must be float32 or float64, got float16"),
+        ({"dtype": "int32"}, "dtype must be one of float32, .* got int32"),
+        ({"grid": OBLIQUE[0].grid}, "grid: it takes diagonal affines, this grid is oblique"),
+        ({"mask": np.ones((9, 11, 7))}, "mask must be bool of the grid's shape"),
         ({"out": np.empty((1,))}, "out must be"),
         ({"out": np.empty((3, 1, 9, 11, 14))[..., ::2]}, "out must be C-contiguous"),
-        ({"out": np.empty((3, 1, 9, 11, 7), "int32")}, "out is int32"),
+        ({"out": np.empty((3, 1, 9, 11, 7), "int32")}, "dtype must be one of .* got int32"),
         ({"out": np.empty((3, 1, 9, 11, 7)), "dtype": "float32"}, "out is float64, but float32"),
         ({"threads": 0}, "threads must be at least 1"),
     ],
