@@ -6,14 +6,15 @@ import json
 import subprocess
 import sys
 import textwrap
+from importlib import import_module
 
 import pytest
 import torch
 
 import atlas_kernels
+import atlas_kernels.numpy
 from atlas_kernels import _dispatch, _extension
 from atlas_kernels._dispatch import Implementation, choose
-from atlas_kernels.splat.op import TABLE
 
 from .cases import CASES, inputs
 
@@ -71,11 +72,24 @@ def test_cuda_tensors_run_on_the_reference() -> None:
     torch.testing.assert_close(given.splat().cpu(), want)
 
 
-def test_table_as_data() -> None:
-    rows = [line for line in atlas_kernels.implementations() if line["op"] == "splat"]
-    assert [line["implementation"] for line in rows] == [*(entry.name for entry in TABLE), "numpy"]
+@pytest.mark.parametrize("op", _dispatch.OPS)
+def test_table_as_data(op: str) -> None:
+    rows = [line for line in atlas_kernels.implementations() if line["op"] == op]
+    table = import_module(f"atlas_kernels.{op}.op").TABLE
+    for_arrays = ["numpy"] if op in _dispatch.FOR_ARRAYS else []
+    assert [line["implementation"] for line in rows] == [row.name for row in table] + for_arrays
     for line in rows:
         assert set(line) == {"op", "implementation", "devices", "note", "why_not"}
+
+
+@pytest.mark.parametrize("op", _dispatch.OPS)
+def test_every_table_ends_with_the_reference_which_runs_everywhere(op: str) -> None:
+    last = import_module(f"atlas_kernels.{op}.op").TABLE[-1]
+    assert last.name == "reference" and last.devices is None and last.why_not() is None
+
+
+def test_the_ops_for_arrays_are_those_of_the_numpy_module() -> None:
+    assert set(_dispatch.FOR_ARRAYS) == set(_dispatch.OPS) & set(atlas_kernels.numpy.__all__)
 
 
 def test_every_op_is_listed_and_exported() -> None:
@@ -112,6 +126,13 @@ with warnings.catch_warnings(record=True) as caught:
     assert call()[0, 0, 0, 0, 0] == 1
 assert "runs on the slower 'reference'" in str(caught[0].message)
 assert "the C++ extension is not built" in str(caught[0].message)
+x = torch.randn(1, 8, 2, 2, 2)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    atlas_kernels.group_norm_film(x, 1)
+    atlas_kernels.dense_block(x, [torch.zeros(8, 8, 3, 3, 3)], [torch.ones(8)], [torch.ones(8)], [],
+                              [], [1])
+assert [str(w.message).split()[0] for w in caught] == ["group_norm_film", "dense_block"]
 try:
     call(backend="cpu")
 except RuntimeError as error:
@@ -165,7 +186,9 @@ def test_import_is_lazy() -> None:
         import sys, atlas_kernels
         assert callable(atlas_kernels.splat)
         import atlas_kernels.splat.native
-        assert callable(atlas_kernels.splat), "the folder of the same name took its place"
+        import atlas_kernels.dense_block, atlas_kernels.group_norm_film
+        for op in ("splat", "group_norm_film", "dense_block"):
+            assert callable(getattr(atlas_kernels, op)), "the folder of that name took its place"
         assert not {"torch", "numpy", "nimare"} & set(sys.modules)
         """
     )
