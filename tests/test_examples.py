@@ -1,0 +1,50 @@
+"""The code of every notebook in examples/ runs, and what is committed are the outputs of a run."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from atlas_kernels import _extension
+from tests.support import ROOT, skip
+
+NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
+pytestmark = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def code_cells(path: Path) -> list[dict[str, Any]]:
+    return [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+
+
+@pytest.mark.slow
+def test_the_code_runs(path: Path, tmp_path: Path) -> None:
+    reason = _extension.why_missing()
+    if reason:
+        skip(reason)
+    script = tmp_path / "notebook.py"
+    script.write_text("\n\n".join("".join(cell["source"]) for cell in code_cells(path)))
+    done = subprocess.run(
+        [sys.executable, script.name], cwd=tmp_path, capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "MPLBACKEND": "Agg"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_it_was_run_from_top_to_bottom(path: Path) -> None:
+    cells = code_cells(path)
+    outputs = [output for cell in cells for output in cell["outputs"]]
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    assert outputs
+    assert not [output for output in outputs if output["output_type"] == "error"]
+
+
+def test_it_names_no_folder_of_one_machine(path: Path) -> None:
+    text = [line for line in path.read_text().splitlines() if '"image/png"' not in line]
+    assert not re.findall(r'[\s"\'(]/\w+/\w.*', "\n".join(text))
