@@ -5,9 +5,9 @@
 // only moves where a row begins, and taps that fall outside the grid cost nothing.
 //
 // The unit of work is (kx, kInputs input channels): it alone writes its part of dw, so no atomics.
-// Within it, strip by strip (kStripVoxels voxels of one x plane), both sides are copied to float side
-// by side, small enough for the first cache, and then read for each kz and each block of dw that fits
-// the registers: vectors of input channels times single outputs.
+// Within it, a plane of a and strip by strip (kStripVoxels voxels of one x plane) of g are copied to
+// float side by side, small enough for the second and the first cache, and then read for each ky, kz
+// and each block of dw that fits the registers: vectors of input channels times single outputs.
 
 #include "dense_block/dense_block.h"
 
@@ -111,6 +111,13 @@ Accumulate best_accumulate() { return accumulate_any; }
 template <typename T, typename U>
 ATLAS_INLINE void move_voxels(const T* from, int64_t row, int64_t channels, int64_t voxels, U* to,
                               int64_t to_row, int64_t room) {
+  if (channels == kInputs && room == kInputs) {  // the usual growth: no loop over what is left over
+    for (int64_t voxel = 0; voxel < voxels; ++voxel, from += row, to += to_row) {
+      ATLAS_INDEPENDENT
+      for (int64_t c = 0; c < kInputs; ++c) narrow(widen(from[c]), to[c]);
+    }
+    return;
+  }
   for (int64_t voxel = 0; voxel < voxels; ++voxel, from += row, to += to_row) {
     ATLAS_INDEPENDENT
     for (int64_t c = 0; c < channels; ++c) narrow(widen(from[c]), to[c]);
@@ -156,7 +163,7 @@ class Worker {
         item_(item),
         outputs_((problem.out_channels + 1) / 2 * 2),
         strip_rows_(std::max<int64_t>(1, kStripVoxels / problem.shape[2])),
-        packed_a_(strip_rows_ * problem.shape[2] * kInputs),
+        packed_a_(problem.shape[1] * problem.shape[2] * kInputs),
         packed_g_(strip_rows_ * problem.shape[2] * outputs_),
         sums_(9 * kInputs * outputs_) {}
 
@@ -167,11 +174,13 @@ class Worker {
     for (int64_t n = 0; n < problem_.samples; ++n) {
       for (int64_t x = xs.begin; x < xs.end; ++x) {
         const int64_t g_row = (n * nx + x) * ny, a_row = g_row + shift * ny;
+        move(a_ + a_row * nz * problem_.a_row, problem_.a_row, item_.channels, ny * nz,
+             packed_a_.data(), kInputs, kInputs);
         for (int64_t y = 0; y < ny; y += strip_rows_) {
           const int64_t rows = std::min(strip_rows_, ny - y);
           move(g_ + (g_row + y) * nz * problem_.g_row, problem_.g_row, problem_.out_channels, rows * nz,
                packed_g_.data(), outputs_, outputs_);
-          for (int64_t ky = 0; ky < 3; ++ky) add_strip(accumulate, a_row, y, rows, ky);
+          for (int64_t ky = 0; ky < 3; ++ky) add_strip(accumulate, y, rows, ky);
         }
       }
     }
@@ -190,19 +199,17 @@ class Worker {
   }
 
  private:
-  // The rows [y, y + rows) of g, packed before, against those of a that ky shifts them to.
-  void add_strip(Accumulate accumulate, int64_t a_row, int64_t y, int64_t rows, int64_t ky) {
+  // The rows [y, y + rows) of g against those of a that ky shifts them to.
+  void add_strip(Accumulate accumulate, int64_t y, int64_t rows, int64_t ky) {
     const int64_t ny = problem_.shape[1], nz = problem_.shape[2], d = problem_.dilation;
     const int64_t shift = d * (ky - 1);
     const Range all(ny, shift);
     const int64_t begin = std::max(y, all.begin), end = std::min(y + rows, all.end);
     if (begin >= end) return;
-    move(a_ + (a_row + begin + shift) * nz * problem_.a_row, problem_.a_row, item_.channels,
-         (end - begin) * nz, packed_a_.data(), kInputs, kInputs);
     for (int64_t kz = 0; kz < 3; ++kz) {
       const Range zs(nz, d * (kz - 1));
       if (!zs.size()) continue;
-      const Strip strip{packed_a_.data() + (zs.begin + d * (kz - 1)) * kInputs,
+      const Strip strip{packed_a_.data() + ((begin + shift) * nz + zs.begin + d * (kz - 1)) * kInputs,
                         packed_g_.data() + ((begin - y) * nz + zs.begin) * outputs_, end - begin,
                         zs.size(), nz, outputs_};
       accumulate(strip, sums_.data() + (ky * 3 + kz) * outputs_ * kInputs);
