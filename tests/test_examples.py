@@ -35,6 +35,7 @@ def test_the_code_runs(path: Path, tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": str(ROOT), "MPLBACKEND": "Agg"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert "False" not in done.stdout  # what a notebook compares, it asserts or prints
 
 
 def test_it_was_run_from_top_to_bottom(path: Path) -> None:
