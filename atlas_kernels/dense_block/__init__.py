@@ -74,7 +74,8 @@ def dense_block(
 
     Notes
     -----
-    Differentiable once in every tensor. The same bits on every run.
+    Differentiable once in every tensor. The same bits on every run; on a GPU where cuDNN is told to
+    be deterministic.
 
     References
     ----------
