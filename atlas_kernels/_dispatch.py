@@ -71,7 +71,7 @@ def choose(
         If the named implementation cannot run, or none can; the message has the reasons.
     """
     if backend == "auto":
-        backend = os.environ.get(ENVIRONMENT) or "auto"
+        backend = _wanted(table)
     if backend != "auto":
         return _named(op, table, backend, device, call)
     refusals = []
@@ -95,6 +95,15 @@ def _named(
             raise RuntimeError(f"{op}: backend {name!r} cannot run: {reason}")
     names = ", ".join(["auto", *(row.name for row in table)])
     raise ValueError(f"{op}: backend must be one of {names} (or {ENVIRONMENT}), got {name!r}")
+
+
+def _wanted(table: Sequence[Implementation]) -> str:
+    """Return what the environment names; "auto" too where only other ops have it, as with triton."""
+    name = os.environ.get(ENVIRONMENT) or "auto"
+    if name == "auto" or any(row.name == name for row in table):
+        return name
+    others = {row["implementation"] for row in implementations()}
+    return "auto" if name in others else name
 
 
 def _warn_if_slower(

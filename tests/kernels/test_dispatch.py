@@ -57,6 +57,13 @@ def test_the_environment_replaces_auto_only(monkeypatch: pytest.MonkeyPatch) -> 
         choose("op", (CPU, SLOW), "auto", "cpu")
 
 
+def test_the_environment_may_name_what_only_other_ops_have(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(_dispatch.ENVIRONMENT, "triton")  # group_norm_film's
+    assert choose("op", (CPU, SLOW), "auto", "cpu") is CPU
+
+
 def test_the_environment_reaches_the_op(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(_dispatch.ENVIRONMENT, "abacus")
     with pytest.raises(ValueError, match="abacus"):
