@@ -98,7 +98,7 @@ def _named(
 
 
 def _wanted(table: Sequence[Implementation]) -> str:
-    """Return what the environment names; "auto" too where only other ops have it, as with triton."""
+    """Return what the environment names; "auto" also where only other ops have it (triton)."""
     name = os.environ.get(ENVIRONMENT) or "auto"
     if name == "auto" or any(row.name == name for row in table):
         return name
