@@ -21,7 +21,6 @@ from torch import Tensor
 
 from .op import Block, Layer, statistics_dtype
 
-VOXELS_AT_ONCE = 16384
 Film = tuple[Tensor | None, ...]  # weight, bias (K) and gamma, beta (N, K)
 
 
@@ -31,6 +30,8 @@ class Primitives(Protocol):
     Arguments named x or dx are the first channels of a buffer's voxels, (N, V, K) with strides
     (V * channels, channels, 1); a and da are dense.
     """
+
+    VOXELS_AT_ONCE: int  # of the samples that are taken together, at least one
 
     def scratch_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """Return what convolutions are computed in, for a buffer of that dtype."""
@@ -136,7 +137,7 @@ class _Room:
     def __init__(self, buffer: Tensor, block: Block, run: Primitives) -> None:
         self.samples, self.sizes = buffer.shape[0], buffer.shape[1:4]
         self.dtype = run.scratch_dtype(buffer.dtype)
-        self.at_once = max(1, VOXELS_AT_ONCE // max(1, self.sizes.numel()))
+        self.at_once = max(1, run.VOXELS_AT_ONCE // max(1, self.sizes.numel()))
         widest = max((layer.channels for layer in block.layers()), default=0)
         numbers = min(self.at_once, self.samples) * self.sizes.numel() * widest
         self.memory = torch.empty(numbers, dtype=self.dtype, device=buffer.device)

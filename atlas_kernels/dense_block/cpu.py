@@ -17,6 +17,8 @@ from atlas_kernels.group_norm_film.native import Parameters, address, dtype_name
 
 from .buffer import Film
 
+VOXELS_AT_ONCE = 2**14  # scratch stays in the cache
+
 
 @functools.cache
 def scratch_dtype(dtype: torch.dtype) -> torch.dtype:

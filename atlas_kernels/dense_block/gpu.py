@@ -9,6 +9,7 @@ from atlas_kernels.group_norm_film import triton_launch
 
 from .buffer import Film
 
+VOXELS_AT_ONCE = 2**20  # enough to fill a GPU, little beside the buffer of a large batch
 channel_statistics = triton_launch.channel_statistics
 group_statistics = triton_launch.group_statistics
 

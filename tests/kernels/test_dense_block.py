@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 import atlas_kernels
 from atlas_kernels import _extension
-from atlas_kernels.dense_block import buffer
+from atlas_kernels.dense_block import cpu
 from atlas_kernels.dense_block.op import LISTS, TABLE, statistics_dtype
 
 from .cases import (
@@ -216,7 +216,7 @@ def test_a_batch_in_parts(
         pytest.skip(ROWS[0].why_not())
     case = BlockCase("parts", (5, 8, 3, 4, 5), 8, (1, 2))
     whole = run(inputs(case, dtype), "cpu")
-    monkeypatch.setattr(buffer, "VOXELS_AT_ONCE", at_once * 3 * 4 * 5)
+    monkeypatch.setattr(cpu, "VOXELS_AT_ONCE", at_once * 3 * 4 * 5)
     parts = run(inputs(case, dtype), "cpu")
     assert torch.equal(parts[0], whole[0])
     for one, other in zip(parts[1:], whole[1:], strict=True):
