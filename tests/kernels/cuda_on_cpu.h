@@ -65,7 +65,7 @@ inline void run_on_cpu(unsigned blocks, int threads, const std::function<void()>
 
 using std::max;
 using std::min;
-inline float __uint_as_float(uint32_t bits) { return atlas_kernels::float_of(bits); }
+inline float __uint_as_float(uint32_t bits) { return atlas_kernels::bits_float(bits); }
 inline uint16_t __ushort_as_half(uint16_t bits) { return bits; }
 inline uint16_t __half_as_ushort(uint16_t bits) { return bits; }
 inline uint16_t __bfloat16_as_ushort(uint16_t bits) { return bits; }
