@@ -122,8 +122,7 @@ def test_splat_beside_packages(measure: Any, coordinates: pd.DataFrame, fwhm: fl
 
 @pytest.mark.parametrize("fwhm", [6.0, 12.0], ids="fwhm{:g}".format)
 def test_splat_beside_convolution(measure: Any, coordinates: pd.DataFrame, fwhm: float) -> None:
-    # Two studies: the convolution needs a second for them.
-    given = studies(coordinates, 2, fwhm)
+    given = studies(coordinates, 16, fwhm)
     out = given.splat(mode="max")
     measure(lambda: given.splat(mode="max", out=out), conv3d=lambda: scatter_convolve(given, fwhm))
 
