@@ -10,6 +10,7 @@ import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -19,6 +20,9 @@ from . import _extension
 OPS = ("splat", "group_norm_film", "dense_block")
 FOR_ARRAYS = ("splat",)  # those that atlas_kernels.numpy has too
 ENVIRONMENT = "ATLAS_KERNELS_BACKEND"
+# Triton's own switch: its kernels run on CPU tensors, slowly, as Python. For tests.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+TRITON_DEVICES = ("cuda", "cpu") if INTERPRETED else ("cuda",)
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,22 @@ class Implementation:
         if self.devices is not None and device not in self.devices:
             return f"it takes {' and '.join(self.devices)} tensors, these are on {device}"
         return self.why_not() or self.cannot(call)
+
+
+@cache
+def why_no_device() -> str | None:
+    """Say why CUDA kernels cannot be launched; None if they can."""
+    import torch
+
+    return None if torch.cuda.is_available() else "there is no CUDA device"
+
+
+@cache
+def why_no_triton() -> str | None:
+    """Say why Triton kernels cannot be launched; None if they can."""
+    if not find_spec("triton"):
+        return "triton is not installed"
+    return None if INTERPRETED else why_no_device()
 
 
 def choose(

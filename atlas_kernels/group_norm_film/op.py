@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import os
-from functools import cache
-from importlib.util import find_spec
 from typing import Any, NamedTuple, SupportsFloat, SupportsIndex
 
 import torch
 from torch import Tensor
 
 from atlas_kernels import _extension
-from atlas_kernels._dispatch import Implementation, choose
+from atlas_kernels._dispatch import (
+    TRITON_DEVICES,
+    Implementation,
+    choose,
+    why_no_device,
+    why_no_triton,
+)
 
 ACTIVATIONS = ("silu", "none")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -279,18 +282,6 @@ def _cuda_backward(
     return native.backward_cuda(grad, problem, mean, rstd)
 
 
-@cache
-def _why_no_triton() -> str | None:
-    return None if find_spec("triton") else "triton is not installed"
-
-
-@cache
-def _why_no_device() -> str | None:
-    return None if torch.cuda.is_available() else "there is no CUDA device"
-
-
-# Triton's own switch: its kernels run on CPU tensors, slowly, as Python. For tests.
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 TABLE = (
     Implementation(
         name="cpu",
@@ -304,15 +295,15 @@ TABLE = (
         name="triton",
         forward=_triton_forward,
         backward=_triton_backward,
-        why_not=lambda: _why_no_triton() or (None if INTERPRETED else _why_no_device()),
-        devices=("cuda", "cpu") if INTERPRETED else ("cuda",),
+        why_not=why_no_triton,
+        devices=TRITON_DEVICES,
         note="compiled on first use",
     ),
     Implementation(
         name="cuda",
         forward=_cuda_forward,
         backward=_cuda_backward,
-        why_not=lambda: _extension.why_no_cuda() or _why_no_device(),
+        why_not=lambda: _extension.why_no_cuda() or why_no_device(),
         devices=("cuda",),
         note="C++, where triton is missing",
     ),

@@ -14,8 +14,10 @@ import torch
 import triton
 from torch import Tensor
 
+from atlas_kernels._dispatch import INTERPRETED
+
 from . import triton_kernel as kernels
-from .op import INTERPRETED, Problem, layout
+from .op import Problem, layout
 
 WARPS = 8
 PART_TILE, TILE = 4096, 2048  # numbers: two vectors of 16 bytes a thread, where a tile is summed

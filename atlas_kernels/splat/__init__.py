@@ -84,7 +84,7 @@ def splat(
         Written to and returned. Saves the cost of fresh memory, which exceeds that of drawing.
     mask : (X, Y, Z) bool or (V,) int64, optional
         The voxels to write, or their flat numbers in ascending order, which spare the search.
-    backend : {"auto", "cpu", "numba", "reference"}
+    backend : {"auto", "cpu", "numba", "triton", "reference"}
         Implementation; "auto" takes the fastest that runs (or what ATLAS_KERNELS_BACKEND names).
     check : bool
         Look at the values on a GPU too, which waits for it. On the CPU they always are.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from atlas_kernels import _extension
-from atlas_kernels._dispatch import Implementation, choose
+from atlas_kernels._dispatch import TRITON_DEVICES, Implementation, choose, why_no_triton
 
 from . import reference
 from .checks import check_layout, check_options, check_output, check_values, dtype_name
@@ -305,6 +305,18 @@ def _numba_backward(grad_out: Tensor, problem: Problem) -> tuple[Tensor, Tensor,
     return peaks, weights, widths
 
 
+def _triton_forward(problem: Problem, out: Tensor) -> None:
+    from . import triton_launch
+
+    triton_launch.forward(problem, out)
+
+
+def _triton_backward(grad_out: Tensor, problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
+    from . import triton_launch
+
+    return triton_launch.backward(grad_out, problem)
+
+
 def _reference_forward(problem: Problem, out: Tensor) -> None:
     volumes = reference.forward(problem)
     out.copy_(volumes.clamp(max=255) if out.dtype == torch.uint8 else volumes)
@@ -327,6 +339,15 @@ TABLE = (
         why_not=why_no_numba,
         devices=("cpu",),
         note="compiled when first called",
+        cannot=why_not_diagonal,
+    ),
+    Implementation(
+        name="triton",
+        forward=_triton_forward,
+        backward=_triton_backward,
+        why_not=why_no_triton,
+        devices=TRITON_DEVICES,
+        note="compiled on first use",
         cannot=why_not_diagonal,
     ),
     Implementation(

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 import atlas_kernels
-from atlas_kernels._dispatch import Implementation
+from atlas_kernels._dispatch import INTERPRETED, Implementation
 from atlas_kernels.group_norm_film import reference
-from atlas_kernels.group_norm_film.op import INTERPRETED, TABLE, Problem, layout
+from atlas_kernels.group_norm_film.op import TABLE, Problem, layout
 
 from .cases import LAYER_TOLERANCE, LAYOUTS, in_layout
 
