@@ -263,13 +263,13 @@ def _hits(boxes, foci, at, first, last, x0, x1, y0, y1, z0, z1):
     hit = hit & (tl.load(box + 3 * foci, mask=real, other=-1) >= y0)
     hit = hit & (tl.load(box + 4 * foci, mask=real, other=0) <= z1)
     hit = hit & (tl.load(box + 5 * foci, mask=real, other=-1) >= z0)
-    return tl.sum(hit.to(tl.int64) << lane.to(tl.int64), 0)
+    return tl.sum(hit.to(tl.uint32) << lane.to(tl.uint32), 0)
 
 
 @triton.jit
 def _lowest(bits):
     """Number of the lowest bit that is set: the exponent of a float that holds this bit alone."""
-    alone = (bits & -bits).to(tl.float32)
+    alone = (bits ^ (bits & (bits - 1))).to(tl.float32)
     return (alone.to(tl.int32, bitcast=True) >> 23) - 127
 
 
@@ -287,11 +287,27 @@ def _combine(value, new, MODE: tl.constexpr):
     return value
 
 
-@triton.jit(do_not_specialize=PLAIN)
+@triton.jit
+def _numbers(voxels, v, inside, index: tl.constexpr):
+    """Return which voxels of the grid the numbers of a volume are of."""
+    if voxels is not None:
+        v = tl.load(voxels + v, mask=inside, other=0).to(index)
+    return v
+
+
+@triton.jit
+def _double(n):
+    """Return n >= 0 as float64: its bits below those of 2^52, which is faster than a conversion."""
+    bits = n.to(tl.int64) | 0x4330000000000000
+    return bits.to(tl.float64, bitcast=True) - 4503599627370496.0
+
+
+@triton.jit(do_not_specialize=("total", "elements", "peaks", "foci"))
 def splat_kernel(
-    out, offsets, voxels, records, boxes, total, elements, peaks, foci, kernels, ny, nz,
+    out, offsets, voxels, records, boxes, total, elements, peaks, foci, kernels,
     origin_x: tl.float64, origin_y: tl.float64, origin_z: tl.float64,
     step_x: tl.float64, step_y: tl.float64, step_z: tl.float64,
+    NY: tl.constexpr, NZ: tl.constexpr,  # every voxel is divided by them
     MODE: tl.constexpr, SPHERE: tl.constexpr, BOX: tl.constexpr,
     EDGE: tl.constexpr, END: tl.constexpr, index: tl.constexpr, SIZE: tl.constexpr,
 ):  # fmt: skip
@@ -301,35 +317,39 @@ def splat_kernel(
     stop = tl.minimum(start + SIZE, total)
     flat = start + tl.arange(0, SIZE)
     value = tl.zeros([SIZE], number)
-    for volume in range(start // elements, (stop - 1) // elements + 1):
+    volume = start // elements
+    while volume * elements < stop:
         base = volume * elements
-        v = (flat - base).to(index)
-        inside = (v >= 0) & (v < elements)
         v_first = tl.maximum(start - base, 0)
         v_last = tl.minimum(stop - base, elements) - 1
         if voxels is not None:
-            v = tl.load(voxels + v, mask=inside, other=0).to(index)
             v_first = tl.load(voxels + v_first)
             v_last = tl.load(voxels + v_last)
-        row = v // nz
-        plane = row // ny
-        x = origin_x + step_x * plane.to(tl.float64)
-        y = origin_y + step_y * (row - plane * ny).to(tl.float64)
-        z = origin_z + step_z * (v - row * nz).to(tl.float64)
-
-        x0, x1 = v_first // nz // ny, v_last // nz // ny
-        one_plane = x0 == x1
-        y0 = tl.where(one_plane, v_first // nz - x0 * ny, 0)
-        y1 = tl.where(one_plane, v_last // nz - x1 * ny, ny - 1)
-        kernel = volume % kernels
-        first, last = _members(offsets, volume // kernels, peaks)
+        row0, row1 = v_first.to(index) // NZ, v_last.to(index) // NZ
+        x0, x1 = row0 // NY, row1 // NY
+        y0 = tl.where(x0 == x1, row0 - x0 * NY, 0)
+        y1 = tl.where(x0 == x1, row1 - x1 * NY, NY - 1)
+        study = volume // kernels
+        at = (volume - study * kernels) * peaks
+        first, last = _members(offsets, study, peaks)
         for begin in range(first, last, CULLED):
-            bits = _hits(boxes, foci, kernel * peaks, begin, last, x0, x1, y0, y1, 0, nz - 1)
-            while bits != 0:
-                f = kernel * peaks + begin + _lowest(bits)
-                new = _evaluate(records + f * RECORD, x, y, z, number, SPHERE, BOX, EDGE, END)
-                value = _combine(value, tl.where(inside, new, 0), MODE)
-                bits = bits & (bits - 1)
+            bits = _hits(boxes, foci, at, begin, last, x0, x1, y0, y1, 0, NZ - 1)
+            if bits != 0:
+                v = (flat - base).to(index)
+                inside = (v >= 0) & (v < elements)
+                v = _numbers(voxels, v, inside, index)
+                row = v // NZ
+                plane = row // NY
+                x = origin_x + step_x * _double(plane)
+                x = tl.where(inside, x, float("nan"))  # which no peak covers
+                y = origin_y + step_y * _double(row - plane * NY)
+                z = origin_z + step_z * _double(v - row * NZ)
+                while bits != 0:
+                    record = records + (at + begin + _lowest(bits)) * RECORD
+                    new = _evaluate(record, x, y, z, number, SPHERE, BOX, EDGE, END)
+                    value = _combine(value, new, MODE)
+                    bits = bits & (bits - 1)
+        volume += 1
     if out.dtype.element_ty == tl.uint8:
         value = tl.where(value == value, tl.minimum(value, 255), 0)
     if stop - start == SIZE:  # a store under a mask is not of vectors

@@ -23,8 +23,9 @@ from . import triton_kernel as kernels
 from .problem import Problem
 
 FOCI = 128  # that one program describes
-CHUNK = 1024  # numbers that one program writes, half of it for float64
-TILE = (16, 16)  # rows and columns of a box of voxels
+CHUNK = 1024  # numbers that one program writes, half of it in float64
+TILE = (16, 16)  # rows of a box of voxels, half of them in float64, and columns
+REGISTERS = {"maxnreg": 128}  # a thread in `moments`: ptxas' own choice spills
 SUMMED = 1024  # gradients of a shared width that are added at a time
 EXACT = {"enable_fp_fusion": False}  # see triton_kernel.py
 
@@ -57,8 +58,8 @@ def forward(problem: Problem, out: Tensor) -> None:
         foci = _foci(held, shape)
         kernels.splat_kernel[(triton.cdiv(out.numel(), size),)](
             out, held.offsets, held.voxels, foci.records, foci.boxes, out.numel(),
-            _elements(held), len(held.peaks_mm), foci.number, held.n_kernels, *held.shape[1:],
-            *_geometry(held), mode, sphere, *shape, _index(held), size, **EXACT,
+            _elements(held), len(held.peaks_mm), foci.number, held.n_kernels, *_geometry(held),
+            *held.shape[1:], mode, sphere, *shape, _index(held), size, **EXACT,
         )  # fmt: skip
 
 
@@ -71,11 +72,14 @@ def backward(grad_out: Tensor, problem: Problem) -> tuple[Tensor, Tensor, Tensor
         return _zeros(held.peaks_mm), _zeros(held.peaks_mm[:, 0]), _zeros(held.widths)
     with _on(grad_out):
         foci = _foci(held, shape)
+        (rows, columns), limit = TILE, REGISTERS
+        if grad_out.dtype == torch.float64:
+            rows, limit = rows // 2, {}
         kernels.moments_kernel[(foci.number,)](
             grad_out, held.offsets, _ranks(held), foci.records, foci.boxes, each, weights, widths,
             _elements(held), peaks, foci.number, held.n_kernels, *_search(held), *held.shape[1:],
-            *_geometry(held), held.splat_mode, *shape, held.centre == "voxel", _index(held), *TILE,
-            **EXACT,
+            *_geometry(held), held.splat_mode, *shape, held.centre == "voxel", _index(held), rows,
+            columns, **limit, **EXACT,
         )  # fmt: skip
         return _in_order(each), _in_order(weights), _widths(held, widths)
 
