@@ -7,8 +7,9 @@
     moments      one peak at one width: its gradients, from the voxels of its own box
     widths       the gradients of a width that many peaks share, in their order
 
-Which voxels a peak covers is decided in float64, by the comparison of reference.py, so multiplications
-and additions must not be fused. Nothing is atomic and nothing waits. Called by triton_launch.py.
+Which voxels a peak covers is decided in float64, by the comparison of reference.py, so no
+multiplication may be fused with an addition. Nothing is atomic and nothing waits. Called by
+triton_launch.py.
 Siblings: reference.py (the specification), csrc/splat/splat_cpu.cpp. Maths: docs/kernels/splat.md.
 """
 
@@ -134,7 +135,7 @@ def focus_kernel(
 
 @triton.jit
 def _lattice(mm, origin, step, reach):
-    """Return the voxel nearest to a focus on an axis without ends, and how many more to each side."""
+    """Return the voxel nearest to a focus on an axis without ends, and how many to each side."""
     return _rounded((mm - origin) / step), tl.floor(tl.abs(reach / step)).to(tl.int32) + 1
 
 
@@ -147,7 +148,7 @@ def normalize_kernel(
     BOX: tl.constexpr, EDGE: tl.constexpr, END: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Put into a focus's record what makes its kernel sum to 1; `diagonal` is that of two voxels."""
+    """Put into a record what makes its kernel sum to 1; `diagonal` is that of two voxels, mm."""
     f = tl.program_id(0).to(tl.int64)
     record = records + f * RECORD
     px, py, pz = tl.load(record), tl.load(record + 1), tl.load(record + 2)
@@ -253,7 +254,7 @@ def _evaluate(
 
 @triton.jit
 def _hits(boxes, foci, at, first, last, x0, x1, y0, y1, z0, z1):
-    """Compare the boxes of up to 32 foci with one of voxels: bit i is set where the i-th meets it."""
+    """Compare the boxes of up to 32 foci with one of voxels: a bit is set where they meet."""
     lane = tl.arange(0, CULLED)
     real = first + lane < last
     box = boxes + at + first + lane
@@ -268,7 +269,7 @@ def _hits(boxes, foci, at, first, last, x0, x1, y0, y1, z0, z1):
 
 @triton.jit
 def _lowest(bits):
-    """Number of the lowest bit that is set: the exponent of a float that holds this bit alone."""
+    """Return which bit is the lowest that is set: the exponent of a float of that bit alone."""
     alone = (bits ^ (bits & (bits - 1))).to(tl.float32)
     return (alone.to(tl.int32, bitcast=True) >> 23) - 127
 

@@ -1,7 +1,7 @@
 """From tensors to the Triton kernels of splat.
 
-Sizes of tiles follow from dtypes alone, so the bits of a result are the same on every GPU, and nothing
-is tuned while running. No call waits for the GPU.
+Sizes of tiles follow from dtypes alone, so the bits of a result do not depend on how large the
+GPU is; nothing is tuned while running. No call waits for the GPU.
 """
 
 from __future__ import annotations

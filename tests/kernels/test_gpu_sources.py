@@ -21,6 +21,8 @@ from atlas_kernels.group_norm_film import reference
 from atlas_kernels.group_norm_film.op import Problem, layout
 from tests.support import ROOT, require_tool, skip
 
+from .cases import CASES, inputs
+
 CSRC = ROOT / "csrc"
 NO_SPILLS = r"\b0 bytes spill stores, 0 bytes spill loads"
 CUDA_SOURCES = sorted(CSRC.glob("*/*_cuda.cu"))
@@ -50,11 +52,12 @@ def require_triton() -> Any:
 
 
 @pytest.mark.slow
-def test_triton_interpreted() -> None:
+@pytest.mark.parametrize(("file", "at_least"), [("test_gpu.py", 40), ("test_gpu_splat.py", 60)])
+def test_triton_interpreted(file: str, at_least: int) -> None:
     require_triton()
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
     done = subprocess.run(
-        [*command, "tests/kernels/test_gpu.py"],
+        [*command, f"tests/kernels/{file}"],
         cwd=ROOT,
         env={**os.environ, "TRITON_INTERPRET": "1"},
         capture_output=True,
@@ -63,25 +66,32 @@ def test_triton_interpreted() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout[-4000:]
-    assert int(re.findall(r"(\d+) passed", done.stdout)[0]) > 40
+    assert int(re.findall(r"(\d+) passed", done.stdout)[0]) > at_least
 
 
-@pytest.mark.parametrize("arch", [80, 90])
-def test_triton_ahead_of_time(
-    arch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, subtests: pytest.Subtests
-) -> None:
-    """What a launch would compile, compiled; then ptxas says what the machine code needs."""
+@pytest.fixture(params=[80, 90])
+def arch(request: pytest.FixtureRequest) -> int:
+    number: int = request.param
+    return number
+
+
+@pytest.fixture
+def made(arch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The kernels that launches would compile, which from here on they only do."""
     triton = require_triton()
     from triton.backends.compiler import GPUTarget
     from triton.runtime.jit import JITFunction
 
     from atlas_kernels.group_norm_film import triton_launch
+    from atlas_kernels.splat import triton_launch as splat_launch
 
     kernels: list[Any] = []
     run = JITFunction.run
 
     def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
-        kernels.append(run(self, *args, grid=grid, warmup=True, **options))
+        kernel = run(self, *args, grid=grid, warmup=True, **options)
+        if kernel.hash not in {known.hash for known in kernels}:
+            kernels.append(kernel)
 
     device = SimpleNamespace(
         get_current_target=lambda: GPUTarget("cuda", arch, 32),
@@ -91,7 +101,15 @@ def test_triton_ahead_of_time(
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(triton.runtime.driver, "_active", device)
     monkeypatch.setattr(JITFunction, "run", compile_only)
-    monkeypatch.setattr(triton_launch, "_on", lambda x: contextlib.nullcontext())
+    for launch in (triton_launch, splat_launch):
+        monkeypatch.setattr(launch, "_on", lambda x: contextlib.nullcontext())
+    return kernels
+
+
+def test_triton_ahead_of_time(arch: int, made: list[Any], subtests: pytest.Subtests) -> None:
+    """What a launch would compile, compiled; then ptxas says what the machine code needs."""
+    from atlas_kernels.group_norm_film import triton_launch
+
     for dtype, channels in (
         ((torch.bfloat16, 40), (torch.float32, 32)) if arch == 90 else ((torch.float16, 32),)
     ):
@@ -99,7 +117,6 @@ def test_triton_ahead_of_time(
             of = problem(dtype, (2, channels, 17, 15, 5), 4, last)
             _, mean, rstd = triton_launch.forward(of)
             triton_launch.op_backward(torch.empty_like(of.x), of, mean, rstd)
-    made = {kernel.hash: kernel for kernel in kernels}.values()
     assert len({kernel.metadata.name for kernel in made}) == 7
     for kernel in made:
         with subtests.test(kernel.metadata.name):
@@ -111,6 +128,39 @@ def test_triton_ahead_of_time(
                 assert "st.global.v4.b32" in ptx, "it is not written 16 bytes at a time"
 
 
+SPLATS = [
+    ("plain", "sum", torch.float32),
+    ("plain", "max", torch.bfloat16),
+    ("taper_per_mm3", "union", torch.float32),
+    ("box_sums_to_1", "max", torch.float16),
+    ("studies_widths", "union", torch.float64),
+    ("masked", "sum", torch.float32),
+]
+
+
+def test_triton_splat_ahead_of_time(arch: int, made: list[Any], subtests: pytest.Subtests) -> None:
+    from atlas_kernels.splat import triton_launch
+
+    cases = {case.name: case for case in CASES}
+    for name, mode, dtype in SPLATS:
+        of = inputs(cases[name]).to(torch.float32).problem(mode)._replace(shape=[91, 109, 91])
+        out = torch.empty(of.output_shape(), dtype=dtype)
+        triton_launch.forward(of, out)
+        triton_launch.backward(out, of)
+        sphere = of._replace(splat_mode="sphere", normalize="peak", support="ball", weights=None)
+        triton_launch.forward(sphere, torch.empty(of.output_shape(), dtype=torch.uint8))
+    assert len({kernel.metadata.name for kernel in made}) == 6
+    for kernel in made:
+        with subtests.test(kernel.metadata.name):
+            assert re.search(NO_SPILLS, assembled(kernel, arch))
+            if kernel.metadata.name == "splat_kernel":
+                ptx, written = kernel.asm["ptx"], kernel.src.signature["out"]
+                vector = {"*fp64": "v2.b64", "*u8": "v2.b32"}.get(written, "v4.b32")
+                assert f"st.global.{vector}" in ptx, "volumes are not written by vectors"
+                # What a peak covers must not change; only `exp` of a float64 may fuse.
+                assert ("fma.rn.f64" in ptx) == (written == "*fp64")
+
+
 def assembled(kernel: Any, arch: int) -> str:
     """What ptxas, which comes with Triton, says of a kernel."""
     from triton import knobs
@@ -120,6 +170,8 @@ def assembled(kernel: Any, arch: int) -> str:
         file.flush()
         name = "sm_90a" if arch == 90 else f"sm_{arch}"  # as Triton has it
         command = [knobs.nvidia.ptxas.path, "-v", f"-arch={name}", file.name, "-o", "/dev/null"]
+        if not kernel.metadata.enable_fp_fusion:
+            command.append("--fmad=false")
         return subprocess.run(command, capture_output=True, text=True, check=True).stderr
 
 
