@@ -19,6 +19,7 @@ from torch import Tensor
 
 from atlas_kernels._dispatch import INTERPRETED
 
+from . import triton_focus
 from . import triton_kernel as kernels
 from .problem import Problem
 
@@ -114,11 +115,11 @@ def _ranks(problem: Problem) -> Tensor | None:
 def _foci(problem: Problem, shape: Shape) -> Foci:
     peaks, sphere = problem.peaks_mm, problem.splat_mode == "sphere"
     number = len(peaks) * problem.n_kernels
-    records = peaks.new_empty((number, kernels.RECORD.value), dtype=torch.float64)
+    records = peaks.new_empty((number, triton_focus.RECORD.value), dtype=torch.float64)
     boxes = peaks.new_empty((6, number), dtype=torch.int32)
     if not number:
         return Foci(records, boxes, number)
-    kernels.focus_kernel[(triton.cdiv(number, FOCI),)](
+    triton_focus.focus_kernel[(triton.cdiv(number, FOCI),)](
         peaks, problem.offsets, problem.widths, problem.weights, records, boxes, len(peaks), number,
         *_search(problem), *problem.shape, *_geometry(problem), problem.truncate,
         1 / (1 - shape.edge * (1 + shape.end)),
@@ -127,7 +128,7 @@ def _foci(problem: Problem, shape: Shape) -> Foci:
     if problem.normalize != "peak":
         steps = problem.affine[:11:5]
         mm3 = abs(math.prod(steps)) if problem.normalize == "mm3" else 1.0
-        kernels.normalize_kernel[(number,)](
+        triton_focus.normalize_kernel[(number,)](
             records, boxes, number, *_geometry(problem), problem.truncate, 2 * math.hypot(*steps),
             mm3, *shape, *TILE, **EXACT,
         )  # fmt: skip
