@@ -29,7 +29,7 @@
 namespace atlas_kernels {
 namespace {
 
-constexpr int kThreads = 256;
+constexpr int kThreads = 128;
 constexpr int kListed = 32;     // foci that a block has tables of at a time
 constexpr int kEntries = 1024;  // numbers in these tables
 constexpr int kPiece = kEntries / 3;  // of an axis, where a focus is too long for them
@@ -403,19 +403,19 @@ __device__ void draw_row(const SplatProblem& problem, const Board<T>& board, con
 template <typename Out>
 struct Tile {
   static constexpr int vector = 16 / sizeof(Out);
-  static constexpr int each = vector < 8 ? 8 : vector;  // elements of a thread
+  static constexpr int each = sizeof(Out) < 8 ? 16 : 8;  // elements of a thread
   static constexpr int size = kThreads * each;
 };
 
-// Elements [first, last) of the output, of one volume; a thread's vectors lie kThreads apart.
+// Elements [first, last) of a tile, of one volume, in which the tile starts at element `origin`; a
+// thread's vectors lie kThreads apart.
 template <SplatMode mode, typename Out, typename T>
 __device__ void draw_volume(const SplatProblem& problem, const Drawn* drawn, int64_t volume,
-                            int64_t start, int64_t first, int64_t last, Board<T>& board, T* values) {
+                            int64_t origin, int first, int last, Board<T>& board, T* values) {
   constexpr int n = Tile<Out>::vector, vectors = Tile<Out>::each / n;
   const Members members = members_of(problem, volume / problem.n_kernels);
   if (members.first == members.last) return;
-  const int64_t before = volume * problem.n_elements();
-  const Voxel a = voxel_at(problem, first - before), b = voxel_at(problem, last - 1 - before);
+  const Voxel a = voxel_at(problem, origin + first), b = voxel_at(problem, origin + last - 1);
   int64_t peak = members.first, piece = 0;
   while (peak < members.last) {
     __syncthreads();  // nobody reads the board any more
@@ -430,17 +430,17 @@ __device__ void draw_volume(const SplatProblem& problem, const Drawn* drawn, int
     }
 #pragma unroll
     for (int j = 0; j < vectors; ++j) {
-      const int64_t base = start + (int64_t(j) * kThreads + threadIdx.x) * n, zero = 0, whole = n;
-      int begin = int(min(max(first - base, zero), whole));
-      const int end = int(min(max(last - base, zero), whole));
+      const int base = (j * kThreads + int(threadIdx.x)) * n;
+      int begin = min(max(first - base, 0), n);
+      const int end = min(max(last - base, 0), n);
       if (board.spoilt) {
 #pragma unroll
         for (int i = 0; i < n; ++i) values[j * n + i] = i >= begin && i < end ? T(NAN) : values[j * n + i];
       } else if (board.count) {
         while (begin < end) {
-          const int64_t element = base + begin - before;
+          const int64_t element = origin + base + begin;
           const Voxel voxel = voxel_at(problem, element);
-          int stop = int(min(int64_t(end), begin + problem.shape[2] - voxel.z));
+          int stop = min(end, begin + int(problem.shape[2]) - voxel.z);
           if (problem.masked()) {
             const int most = stop;
             for (stop = begin + 1; stop < most; ++stop) {
@@ -462,33 +462,35 @@ struct alignas(16) Vector {
 
 // One block a tile. The tiles start `head` elements before `out`, at a multiple of 16 bytes.
 template <SplatMode mode, typename Out>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, sizeof(Out) < 8 ? 5 : 4)  // registers without spills
     draw(SplatProblem problem, const Drawn* drawn, Out* out, int64_t total, int head) {
   using T = typename Arithmetic<Out>::type;
   using Of = Tile<Out>;
   __shared__ Board<T> board;
   T values[Of::each] = {};
   const int64_t start = int64_t(blockIdx.x) * Of::size - head, size = problem.n_elements();
-  const int64_t stop = min(start + Of::size, total);
-  int64_t first = max(start, int64_t(0));
-  for (int64_t volume = first / size; first < stop; ++volume) {
-    const int64_t last = min(stop, (volume + 1) * size);
-    draw_volume<mode, Out>(problem, drawn, volume, start, first, last, board, values);
+  const int stop = int(min(total - start, int64_t(Of::size)));
+  const int begin = blockIdx.x ? 0 : head;
+  int first = begin;
+  for (int64_t volume = (start + first) / size; first < stop; ++volume) {
+    const int64_t origin = start - volume * size;
+    const int last = int(min(int64_t(stop), size - origin));
+    draw_volume<mode, Out>(problem, drawn, volume, origin, first, last, board, values);
     first = last;
   }
 #pragma unroll
   for (int j = 0; j < Of::each / Of::vector; ++j) {
-    const int64_t base = start + (int64_t(j) * kThreads + threadIdx.x) * Of::vector;
+    const int base = (j * kThreads + int(threadIdx.x)) * Of::vector;
     Vector<Out> packed;
 #pragma unroll
     for (int i = 0; i < Of::vector; ++i) write(values[j * Of::vector + i], packed.element[i]);
-    if (base >= 0 && base + Of::vector <= total) {
-      *reinterpret_cast<Vector<Out>*>(out + base) = packed;
+    if (base >= begin && base + Of::vector <= stop) {
+      *reinterpret_cast<Vector<Out>*>(out + start + base) = packed;
       continue;
     }
 #pragma unroll
     for (int i = 0; i < Of::vector; ++i) {
-      if (base + i >= 0 && base + i < total) out[base + i] = packed.element[i];
+      if (base + i >= begin && base + i < stop) out[start + base + i] = packed.element[i];
     }
   }
 }
@@ -632,7 +634,7 @@ __device__ Share share_of_sums(const SplatProblem& problem, const Focus& focus, 
 
 // One block a focus and width.
 template <SplatMode mode, typename Out>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 4)
     gather(SplatProblem problem, const Drawn* drawn, const Out* grad_out, Share* shares) {
   __shared__ double held[kThreads][5];
   __shared__ int others[kOthers], n_others;

@@ -1,11 +1,14 @@
-"""Builds a CUDA source as C++ over cuda_on_cpu.h."""
+"""Builds a CUDA source: as C++ over cuda_on_cpu.h, and where nvcc is."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 import subprocess
 from pathlib import Path
+
+import pytest
 
 from tests.support import ROOT, require_tool
 
@@ -37,3 +40,11 @@ def emulated_library(source: str, functions: str, *, launches: int, folder: Path
     )
     assert done.returncode == 0, done.stderr
     return ctypes.CDLL(str(library))
+
+
+def require_nvcc() -> str:
+    nvcc = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "bin/nvcc")
+    found = subprocess.run(["which", "nvcc"], capture_output=True, text=True, check=False).stdout
+    if not found and not nvcc.exists():
+        pytest.skip("nvcc is not installed")
+    return found.strip() or str(nvcc)

@@ -21,7 +21,7 @@ from atlas_kernels.group_norm_film import reference
 from atlas_kernels.group_norm_film.op import Problem, layout
 from tests.support import ROOT, skip
 
-from .emulate import CSRC, emulated_library
+from .emulate import CSRC, emulated_library, require_nvcc
 
 NO_SPILLS = r"\b0 bytes spill stores, 0 bytes spill loads"
 CUDA_SOURCES = sorted(CSRC.glob("*/*_cuda.cu"))
@@ -125,14 +125,6 @@ def assembled(kernel: Any, arch: int) -> str:
 
 
 # ---- CUDA ----------------------------------------------------------------------------------------
-
-
-def require_nvcc() -> str:
-    nvcc = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "bin/nvcc")
-    found = subprocess.run(["which", "nvcc"], capture_output=True, text=True, check=False).stdout
-    if not found and not nvcc.exists():
-        pytest.skip("nvcc is not installed")
-    return found.strip() or str(nvcc)
 
 
 @pytest.mark.slow
