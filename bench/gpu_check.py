@@ -2,7 +2,8 @@
 
 Runs the GPU tests, compute-sanitizer over the small ones where it is installed, then times
 splat beside a fill of the same bytes and torch scatter + conv3d, group_norm_film and dense_block
-beside eager PyTorch, torch.compile and a device copy, and writes bench/results/<device>.json, which `python -m bench.compare` reads. Exit code 1 if a test fails.
+beside eager PyTorch, torch.compile and a device copy, and writes
+bench/results/<device>.json, which `python -m bench.compare` reads. Exit code 1 if a test fails.
 
 Contenders take turns; the second-level cache is overwritten before each call, alike for all.
 """
@@ -221,7 +222,8 @@ def splat_peaks() -> tuple[torch.Tensor, torch.Tensor]:
         from nimare.utils import get_resource_path
 
         folder = Path(get_resource_path()) / "nback_vs_flanker_studyset_2026-07"
-        table = Studyset.from_parquet(str(folder)).to_dataset().coordinates
+        table = Studyset.from_parquet(str(folder), target=None).coordinates
+        table = table.assign(id=table["study_id"])
     table = table[table.groupby("id")["id"].transform("size") >= 5]
     ids = table["id"].unique()
     ids = [ids[i % len(ids)] for i in range(64)]  # a small studyset again and again

@@ -462,7 +462,7 @@ struct alignas(16) Vector {
 
 // One block a tile. The tiles start `head` elements before `out`, at a multiple of 16 bytes.
 template <SplatMode mode, typename Out>
-__global__ void __launch_bounds__(kThreads, sizeof(Out) < 8 ? 5 : 4)  // registers without spills
+__global__ void __launch_bounds__(kThreads, sizeof(Out) < 4 ? 5 : 4)  // registers without spills
     draw(SplatProblem problem, const Drawn* drawn, Out* out, int64_t total, int head) {
   using T = typename Arithmetic<Out>::type;
   using Of = Tile<Out>;

@@ -30,7 +30,7 @@ TYPES = {
 BY_NAME = {case.name: case for case in CASES}
 # Smaller than on a GPU: blocks, so that a volume has several tiles; lists and tables, so that they
 # overflow.
-SMALLER = {"kThreads": 64, "kListed": 4, "kEntries": 48, "kOthers": 8, "kNear": 5}
+SMALLER = {"kThreads": 32, "kListed": 4, "kEntries": 48, "kOthers": 8, "kNear": 5}
 
 FORWARD = """
 extern "C" void draw_{T}(const atlas_kernels::SplatProblem* problem, atlas_kernels::{T}* out) {{
