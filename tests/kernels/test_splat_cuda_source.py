@@ -163,13 +163,12 @@ def spheres(case: Case, count: bool) -> Problem:
     return inputs(case).problem("sum")._replace(splat_mode="sphere", weights=None, counts=count)
 
 
-@pytest.mark.parametrize("away", [0, 3])
 @pytest.mark.parametrize("count", [False, True])
-def test_spheres(emulated: ctypes.CDLL, count: bool, away: int) -> None:
+def test_spheres(emulated: ctypes.CDLL, count: bool) -> None:
     for name in ("crowded", "flipped_all", "masked"):
         of = spheres(replace(BY_NAME[name], fwhm=(4.0, 5.5)), count)
         for dtype in TYPES:
-            assert torch.equal(draw(emulated, of, dtype, away).double(), reference.forward(of))
+            assert torch.equal(draw(emulated, of, dtype, 3).double(), reference.forward(of))
 
 
 def test_counts_stop_at_255(emulated: ctypes.CDLL) -> None:
@@ -191,8 +190,8 @@ def test_halves_are_rounded_once(emulated: ctypes.CDLL, mode: str, dtype: torch.
 @pytest.mark.parametrize("support", ["ball", "box", "taper"])
 def test_a_focus_longer_than_its_tables(emulated: ctypes.CDLL, support: str) -> None:
     options = {"support": support, "normalize": "sum"}
-    long = Case("long", grid((60, 3, 70), (1.0, 2.0, 1.0)), (2, 1), (30.0,), options=options)
-    masked = replace(long, masked=True, grid=grid((45, 40, 3), (1.0, 1.0, 1.0)))
+    long = Case("long", grid((40, 2, 50), (1.0, 2.0, 1.0)), (2, 1), (20.0,), options=options)
+    masked = replace(long, masked=True, grid=grid((35, 30, 2), (1.0, 1.0, 1.0)))
     for case in (long, masked):
         of = inputs(case).problem("union")
         close(draw(emulated, of, torch.float64, 1), reference.forward(of), 1e-14)
