@@ -485,7 +485,9 @@ __global__ void __launch_bounds__(kThreads, sizeof(Out) < 4 ? 5 : 4)  // registe
 #pragma unroll
     for (int i = 0; i < Of::vector; ++i) write(values[j * Of::vector + i], packed.element[i]);
     if (base >= begin && base + Of::vector <= stop) {
-      *reinterpret_cast<Vector<Out>*>(out + start + base) = packed;
+      uint4 bits;  // one store: a structure is copied member by member
+      memcpy(&bits, &packed, sizeof bits);
+      *reinterpret_cast<uint4*>(out + start + base) = bits;
       continue;
     }
 #pragma unroll

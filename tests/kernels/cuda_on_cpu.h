@@ -6,6 +6,7 @@
 #include <barrier>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <functional>
 #include <memory>
 #include <thread>
@@ -17,6 +18,10 @@
 #define __device__
 #define __launch_bounds__(...)
 #define __shared__ static
+
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
 
 struct Index {
   unsigned x = 0;
