@@ -13,6 +13,7 @@ class SplatProblem:
         widths: int,
         weights: int,
         voxels: int,
+        n_peaks: int,
         n_studies: int,
         n_kernels: int,
         n_voxels: int,
@@ -120,6 +121,18 @@ def copy_channels_cpu(
 ) -> None: ...
 
 # Only where built_for has "cuda"; addresses of device memory.
+def splat_room(problem: SplatProblem) -> int: ...
+def splat_cuda(problem: SplatProblem, out: int, dtype: str, room: int, stream: int) -> None: ...
+def splat_backward_cuda(
+    problem: SplatProblem,
+    grad_out: int,
+    dtype: str,
+    grad_peaks: int,
+    grad_weights: int,
+    grad_widths: int,
+    room: int,
+    stream: int,
+) -> None: ...
 def group_norm_film_room(problem: GroupNormFilm) -> int: ...
 def group_norm_film_cuda(
     problem: GroupNormFilm,

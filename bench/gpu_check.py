@@ -1,7 +1,8 @@
 """Everything that needs a GPU, in one call: python -m bench.gpu_check (or make gpu-check).
 
 Runs the GPU tests, compute-sanitizer over the small ones where it is installed, then times
-group_norm_film and dense_block beside eager PyTorch, torch.compile and a device copy, and writes
+splat beside a fill of the same bytes and torch scatter + conv3d, group_norm_film and dense_block
+beside eager PyTorch, torch.compile and a device copy, and writes
 bench/results/<device>.json, which `python -m bench.compare` reads. Exit code 1 if a test fails.
 
 Contenders take turns; the second-level cache is overwritten before each call, alike for all.
@@ -22,13 +23,17 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 import torch.nn.functional as F
 
 import atlas_kernels
 from atlas_kernels.group_norm_film.op import TABLE
+from atlas_kernels.splat.op import TABLE as SPLATS
+from tests.kernels.cases import MNI_2MM
 
 ROOT = Path(__file__).parents[1]
+COORDINATES = "neurosynth/data-neurosynth_version-7_coordinates.tsv.gz"
 DEVICE, ROUNDS, CACHE = "cuda", 25, 256 * 2**20  # bytes: more than any second-level cache
 TESTS = [
     sys.executable,
@@ -38,8 +43,13 @@ TESTS = [
     "-p",
     "no:cacheprovider",
     "tests/kernels/test_gpu.py",
+    "tests/kernels/test_gpu_splat.py",
 ]
-SMALL = ["-k", "absent or wider or aligned or (shapes and not 46 and not 91 and not 70000)"]
+SMALL = [
+    "-k",
+    "absent or wider or aligned or (shapes and not 46 and not 91 and not 70000)"
+    " or cases or spheres or clamped or spoil",
+]
 Call = Callable[[], Any]
 # The issue's own shape, then the models' at 4 and 2 mm; groups of eight channels.
 NORM_SHAPES = [
@@ -202,7 +212,83 @@ def dense_rows(
     yield entry
 
 
+def splat_peaks() -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the peaks of 64 studies of at least 5, of Neurosynth or NiMARE's own, and offsets."""
+    if os.environ.get("ATLAS_NEUROSYNTH"):
+        file = Path(os.environ["ATLAS_NEUROSYNTH"], COORDINATES)
+        table = pd.read_csv(file, sep="\t")
+    else:
+        from nimare.nimads import Studyset
+        from nimare.utils import get_resource_path
+
+        folder = Path(get_resource_path()) / "nback_vs_flanker_studyset_2026-07"
+        table = Studyset.from_parquet(str(folder), target=None).coordinates
+        table = table.assign(id=table["study_id"])
+    table = table[table.groupby("id")["id"].transform("size") >= 5]
+    ids = table["id"].unique()
+    ids = [ids[i % len(ids)] for i in range(64)]  # a small studyset again and again
+    studies = [table.loc[table["id"] == i, ["x", "y", "z"]].to_numpy("float32") for i in ids]
+    counts = torch.tensor([0, *map(len, studies)])
+    peaks = torch.cat([torch.from_numpy(study) for study in studies])
+    return peaks.to(DEVICE), counts.cumsum(0).to(DEVICE)
+
+
+def scatter_convolve(
+    peaks: torch.Tensor, offsets: torch.Tensor, fwhm: float, dtype: torch.dtype
+) -> torch.Tensor:
+    """Add peaks to the voxels nearest to them, then convolve along each axis."""
+    shape = MNI_2MM.shape
+    volumes = torch.zeros((len(offsets) - 1, 1, *shape), device=DEVICE, dtype=dtype)
+    ijk = (peaks - peaks.new_tensor(MNI_2MM.origin)) / peaks.new_tensor(MNI_2MM.spacing)
+    x, y, z = ijk.round().long().clamp(min=0).minimum(ijk.new_tensor(shape).long() - 1).T
+    study = torch.searchsorted(offsets, torch.arange(len(peaks), device=DEVICE), right=True) - 1
+    volumes.index_put_((study, torch.zeros_like(study), x, y, z), volumes.new_ones(()), True)
+    sigma = fwhm / 2.3548 / 2
+    radius = int(4 * sigma + 0.5)
+    line = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, device=DEVICE) / sigma) ** 2)
+    for axis in range(3):
+        form = [1] * 5
+        form[2 + axis] = len(line)
+        pad = [radius if a == axis else 0 for a in range(3)]
+        volumes = F.conv3d(volumes, line.to(dtype).view(form), padding=pad)
+    return volumes
+
+
+def splat_rows(fwhm: float, dtype: torch.dtype) -> Iterator[dict[str, Any]]:
+    peaks, offsets = splat_peaks()
+    width = torch.tensor([fwhm], device=DEVICE)
+    shape = (len(offsets) - 1, 1, *MNI_2MM.shape)
+    out, upstream = (torch.randn(shape, device=DEVICE).to(dtype) for _ in range(2))
+    leaves = [peaks.clone().requires_grad_(), width.clone().requires_grad_()]
+    for backend in [r.name for r in SPLATS if r.devices == ("cuda",) and not r.why_not()]:
+        for mode in ("sum", "max", "union"):
+            options = {"mode": mode, "backend": backend}
+
+            def forward(options: dict[str, Any] = options) -> torch.Tensor:
+                return atlas_kernels.splat(peaks, offsets, MNI_2MM, width, out=out, **options)
+
+            drawn = atlas_kernels.splat(
+                leaves[0], offsets, MNI_2MM, leaves[1], dtype=dtype, **options
+            )
+
+            def backward(drawn: torch.Tensor = drawn) -> Any:
+                return torch.autograd.grad(drawn, leaves, upstream, retain_graph=True)
+
+            name = f"{backend}-{mode}-{str(dtype)[6:]}-fwhm{fwhm:g}-64"
+            others: dict[str, Call] = {
+                "memset": out.zero_,
+                "conv3d": lambda: scatter_convolve(peaks, offsets, fwhm, dtype),
+            }
+            times = measure({"ours": forward, **others})
+            yield row(f"splat_forward[{name}]", "ours", times)
+            times = measure({"ours": backward, "forward": forward})
+            yield row(f"splat_backward[{name}]", "ours", times)
+
+
 def rows() -> Iterator[dict[str, Any]]:
+    for fwhm, dtype in product((6.0, 12.0), (torch.float32, torch.bfloat16)):
+        yield from splat_rows(fwhm, dtype)
+        start_afresh()
     for shape, last, dtype in product(NORM_SHAPES, (False, True), (torch.bfloat16, torch.float32)):
         yield from norm_rows(shape, last, dtype)
         start_afresh()

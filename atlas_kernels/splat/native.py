@@ -30,6 +30,7 @@ def native_problem(address: Callable[[Any], int], problem: Problem) -> SplatProb
         widths=address(problem.widths),
         weights=optional(problem.weights),
         voxels=optional(problem.voxels),
+        n_peaks=len(problem.peaks_mm),
         n_studies=problem.n_studies,
         n_kernels=problem.n_kernels,
         n_voxels=-1 if problem.voxels is None else len(problem.voxels),

@@ -14,9 +14,9 @@ from torch import Tensor
 from atlas_kernels import _extension
 from atlas_kernels._dispatch import TRITON_DEVICES, Implementation, choose, why_no_triton
 
-from . import reference
-from .checks import check_layout, check_options, check_output, check_values, dtype_name
-from .native import native_problem, why_no_numba, why_not_diagonal
+from . import reference, tensors
+from .checks import check_layout, check_options, check_output, check_values
+from .native import why_no_numba, why_not_diagonal
 from .problem import Problem, make_problem, schema
 
 N = len(Problem._fields)
@@ -62,6 +62,8 @@ def splat(
 
 
 def _as_widths(widths: Any, device: torch.device) -> Tensor:
+    if isinstance(widths, (int, float)):  # filled there: to copy it would wait for a GPU
+        return torch.full((1,), widths, dtype=torch.float64, device=device)
     if not isinstance(widths, Tensor):
         widths = torch.tensor(widths, dtype=torch.float64, device=device)
     return widths.reshape(1) if widths.ndim == 0 else widths
@@ -241,46 +243,6 @@ torch.library.register_autograd("atlas_kernels::splat_backward", _no_second_grad
 # ---- implementations -----------------------------------------------------------------------------
 
 
-def _native(problem: Problem) -> tuple[Any, Problem]:
-    """Return the C++ problem and the tensors whose memory it points to."""
-    held = problem._replace(
-        peaks_mm=_dense_double(problem.peaks_mm),
-        offsets=problem.offsets.contiguous(),
-        widths=_dense_double(problem.widths),
-        weights=None if problem.weights is None else _dense_double(problem.weights),
-        voxels=None if problem.voxels is None else problem.voxels.contiguous(),
-    )
-    return native_problem(Tensor.data_ptr, held), held
-
-
-def _dense_double(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.float64).contiguous()
-
-
-def _cpu_forward(problem: Problem, out: Tensor) -> None:
-    native, _held = _native(problem)
-    _extension.kernels().splat_cpu(
-        native, out.data_ptr(), dtype_name(out.dtype), torch.get_num_threads()
-    )
-
-
-def _cpu_backward(grad_out: Tensor, problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
-    native, held = _native(problem)
-    grads = (
-        torch.empty_like(held.peaks_mm),
-        held.peaks_mm.new_empty(len(held.peaks_mm)),
-        torch.empty_like(held.widths),
-    )
-    _extension.kernels().splat_backward_cpu(
-        native,
-        grad_out.data_ptr(),
-        dtype_name(grad_out.dtype),
-        *(grad.data_ptr() for grad in grads),
-        torch.get_num_threads(),
-    )
-    return grads
-
-
 def _as_numpy(problem: Problem) -> Problem:
     fields: Any = (f.detach().numpy() if isinstance(f, Tensor) else f for f in problem)
     return Problem(*fields)
@@ -325,8 +287,8 @@ def _reference_forward(problem: Problem, out: Tensor) -> None:
 TABLE = (
     Implementation(
         name="cpu",
-        forward=_cpu_forward,
-        backward=_cpu_backward,
+        forward=tensors.forward_cpu,
+        backward=tensors.backward_cpu,
         why_not=_extension.why_missing,
         devices=("cpu",),
         note="C++, multithreaded",
@@ -339,6 +301,15 @@ TABLE = (
         why_not=why_no_numba,
         devices=("cpu",),
         note="compiled when first called",
+        cannot=why_not_diagonal,
+    ),
+    Implementation(
+        name="cuda",
+        forward=tensors.forward_cuda,
+        backward=tensors.backward_cuda,
+        why_not=_extension.why_no_cuda,
+        devices=("cuda",),
+        note="CUDA C++, needs no Triton",
         cannot=why_not_diagonal,
     ),
     Implementation(

@@ -62,8 +62,8 @@ Value named(const char* option, const std::string& name, const std::map<std::str
 }
 
 SplatProblem splat_problem(Address peaks, Address offsets, Address widths, Address weights,
-                           Address voxels, int64_t n_studies, int64_t n_kernels, int64_t n_voxels,
-                           std::array<int64_t, 3> shape, std::array<double, 3> spacing,
+                           Address voxels, int64_t n_peaks, int64_t n_studies, int64_t n_kernels,
+                           int64_t n_voxels, std::array<int64_t, 3> shape, std::array<double, 3> spacing,
                            std::array<double, 3> origin, const std::string& mode,
                            const std::string& widths_of, const std::string& support,
                            const std::string& normalize, const std::string& centre, double truncate,
@@ -79,6 +79,7 @@ SplatProblem splat_problem(Address peaks, Address offsets, Address widths, Addre
   problem.widths = pointer<const double>(widths);
   problem.weights = pointer<const double>(weights);
   problem.voxels = pointer<const int64_t>(voxels);
+  problem.n_peaks = n_peaks;
   problem.n_studies = n_studies;
   problem.n_kernels = n_kernels;
   problem.n_voxels = n_voxels;
@@ -238,6 +239,35 @@ void bind_dense_block(py::module_& module) {
 }
 
 #ifdef ATLAS_WITH_CUDA
+void bind_splat_cuda(py::module_& module) {
+  module.def("splat_room", &splat_room, py::arg("problem"));
+
+  module.def(
+      "splat_cuda",
+      [](const SplatProblem& problem, Address out, const std::string& dtype, Address room,
+         Address stream) {
+        const auto run = [&](auto* volume) {
+          splat_cuda(problem, volume, pointer<void>(room), pointer<void>(stream));
+        };
+        dtype == "uint8" ? run(pointer<uint8_t>(out)) : with_floats(out, dtype, run);
+      },
+      py::arg("problem"), py::arg("out"), py::arg("dtype"), py::arg("room"), py::arg("stream"), NoGil());
+
+  module.def(
+      "splat_backward_cuda",
+      [](const SplatProblem& problem, Address grad_out, const std::string& dtype, Address grad_peaks,
+         Address grad_weights, Address grad_widths, Address room, Address stream) {
+        with_floats(grad_out, dtype, [&](auto* volume) {
+          using T = std::remove_pointer_t<decltype(volume)>;
+          splat_backward_cuda<T>(problem, volume, pointer<double>(grad_peaks),
+                                 pointer<double>(grad_weights), pointer<double>(grad_widths),
+                                 pointer<void>(room), pointer<void>(stream));
+        });
+      },
+      py::arg("problem"), py::arg("grad_out"), py::arg("dtype"), py::arg("grad_peaks"),
+      py::arg("grad_weights"), py::arg("grad_widths"), py::arg("room"), py::arg("stream"), NoGil());
+}
+
 // Addresses are the device's; `stream` is a cudaStream_t of the current device.
 void bind_group_norm_film_cuda(py::module_& module) {
   module.def("group_norm_film_room", &group_norm_film_room, py::arg("problem"));
@@ -360,7 +390,8 @@ PYBIND11_MODULE(_kernels, module) {
 
   py::class_<SplatProblem>(module, "SplatProblem")
       .def(py::init(&splat_problem), py::kw_only(), py::arg("peaks"), py::arg("offsets"),
-           py::arg("widths"), py::arg("weights"), py::arg("voxels"), py::arg("n_studies"),
+           py::arg("widths"), py::arg("weights"), py::arg("voxels"), py::arg("n_peaks"),
+           py::arg("n_studies"),
            py::arg("n_kernels"), py::arg("n_voxels"), py::arg("shape"), py::arg("spacing"),
            py::arg("origin"), py::arg("mode"), py::arg("widths_of"), py::arg("support"),
            py::arg("normalize"), py::arg("centre"), py::arg("truncate"), py::arg("count"));
@@ -389,6 +420,7 @@ PYBIND11_MODULE(_kernels, module) {
   bind_dense_block(module);
 
 #ifdef ATLAS_WITH_CUDA
+  bind_splat_cuda(module);
   bind_group_norm_film_cuda(module);
 #endif
 

@@ -5,8 +5,6 @@
 // put together in an order that depends on the shape alone. No atomics. Sums of a thread are in the
 // arithmetic type (Compute), everything beyond a thread is double.
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -14,6 +12,7 @@
 #include <string>
 
 #include "common/checks.h"
+#include "common/numbers_cuda.h"
 #include "group_norm_film/group_norm_film.h"
 
 namespace atlas_kernels {
@@ -26,17 +25,6 @@ constexpr int64_t kBlocks = 2048;  // aimed at where something is summed
 constexpr int64_t kParts = 512;    // of a channel, at most: one block puts them together
 
 // ---- numbers ----------------------------------------------------------------------------------
-
-__device__ float read(float value) { return value; }
-__device__ double read(double value) { return value; }
-__device__ float read(bfloat16 value) { return __uint_as_float(uint32_t(value.bits) << 16); }
-__device__ float read(float16 value) { return __half2float(__ushort_as_half(value.bits)); }
-__device__ void write(float value, float& out) { out = value; }
-__device__ void write(double value, double& out) { out = value; }
-__device__ void write(float value, bfloat16& out) {
-  out.bits = __bfloat16_as_ushort(__float2bfloat16_rn(value));
-}
-__device__ void write(float value, float16& out) { out.bits = __half_as_ushort(__float2half_rn(value)); }
 
 __device__ float logistic(float z) { return 1.0f / (1.0f + expf(-z)); }
 __device__ double logistic(double z) { return 1.0 / (1.0 + exp(-z)); }

@@ -12,14 +12,15 @@
 //   sphere     1 where any sphere reaches, or with `count` the number of those that do
 // Maths and gradients: docs/kernels/splat.md.
 //
-// Implementations: splat_cpu.cpp and splat_backward_cpu.cpp here; atlas_kernels/splat/reference.py
-// (PyTorch, the specification) and numba_kernel.py. Plain pointers and sizes: neither Python nor
+// Implementations: splat_cpu.cpp, splat_backward_cpu.cpp and splat_cuda.cu here;
+// atlas_kernels/splat/reference.py (PyTorch, the specification) and numba_kernel.py. Plain pointers and sizes: neither Python nor
 // torch is needed to call this.
 #pragma once
 
 #include <cstdint>
 
 #include "common/half.h"
+#include "common/host_device.h"
 
 namespace atlas_kernels {
 
@@ -36,6 +37,7 @@ struct SplatProblem {
   const double* widths = nullptr;    // fwhm (K,), (B,) or (P,), or radii (K,), mm
   const double* weights = nullptr;   // (P,), or null for ones
   const int64_t* voxels = nullptr;   // (V,) ascending flat numbers of those to write
+  int64_t n_peaks = 0;               // P; on the CPU, where offsets are trusted, they say it
   int64_t n_studies = 0;             // B
   int64_t n_kernels = 1;             // K; 1 unless widths are those of kernels
   int64_t n_voxels = -1;             // V; -1 to write all
@@ -53,8 +55,8 @@ struct SplatProblem {
   double truncate = 4.0;  // in sigmas; infinity for no cut
   bool count = false;
 
-  bool masked() const { return n_voxels >= 0; }
-  int64_t n_elements() const {  // of one volume in `out`
+  ATLAS_HOST_DEVICE bool masked() const { return n_voxels >= 0; }
+  ATLAS_HOST_DEVICE int64_t n_elements() const {  // of one volume in `out`
     return masked() ? n_voxels : shape[0] * shape[1] * shape[2];
   }
 };
@@ -84,5 +86,18 @@ extern template void splat_backward_cpu(const SplatProblem&, const BFloat16*, do
                                         double*, int);
 extern template void splat_backward_cpu(const SplatProblem&, const Float16*, double*, double*,
                                         double*, int);
+
+// The same on a GPU. All pointers are the device's; `stream` is a cudaStream_t of the current device,
+// and nothing waits for it. No value is checked: a number that is not finite, or a width that is not
+// positive, makes the volumes of its own study NaN; offsets are clamped to [0, n_peaks].
+// `room`: splat_room(problem) bytes of scratch, a multiple of 8 at a multiple of 8, for this stream.
+int64_t splat_room(const SplatProblem& problem);
+
+template <typename Out>
+void splat_cuda(const SplatProblem& problem, Out* out, void* room, void* stream);
+
+template <typename Out>
+void splat_backward_cuda(const SplatProblem& problem, const Out* grad_out, double* grad_peaks,
+                         double* grad_weights, double* grad_widths, void* room, void* stream);
 
 }  // namespace atlas_kernels

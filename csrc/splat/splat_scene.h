@@ -14,40 +14,11 @@
 
 #include "common/checks.h"
 #include "common/multiversion.h"
-#include "splat/splat.h"
+#include "splat/splat_focus.h"
 
 namespace atlas_kernels {
 
 constexpr int kBlock = 8;
-constexpr double kFwhmPerSigma = 2.3548200450309493;  // 2 sqrt(2 ln 2)
-
-// Consecutive voxels [begin, end) of one axis.
-struct Span {
-  int64_t begin, end;
-};
-
-// One focus along one axis: the voxels it can reach; its tables start at `table`.
-struct Reach {
-  Span span;
-  size_t table;
-};
-
-// What normalising adds to the gradient: sums over all voxels of an unbounded grid of the kernel's
-// slope times d and |d|^2, divided by the sum of the kernel.
-struct Pull {
-  double axis[3] = {0, 0, 0}, square = 0;
-};
-
-struct Focus {
-  int64_t peak, width;  // its places in `peaks` and `widths`
-  double mm[3];         // where it is drawn
-  double sigma, per, radius2;  // per: 1 / (2 sigma^2)
-  double weight, unit;  // value = weight * unit * (gauss - tangent)
-  double edge, end;     // tangent = edge * (1 + end - per * |d|^2); edge is 0 without taper
-  Pull pull;
-  Reach axis[3];
-  int nearest_y, nearest_z;  // places in its tables of the voxels nearest to it
-};
 
 // The foci of one study at one width that reach some planes, with their tables.
 template <typename T>
@@ -81,17 +52,6 @@ struct Scene {
     return buckets.data() + bucket_starts[static_cast<size_t>(x - planes.begin)];
   }
 };
-
-inline double offset_mm(const SplatProblem& problem, int axis, int64_t voxel, double peak) {
-  return (problem.origin[axis] + problem.spacing[axis] * static_cast<double>(voxel)) - peak;
-}
-
-// Voxels [begin, end) that the kernel covers along one axis, of those `within`. Division only finds a
-// first guess: the ends are decided by the comparison that defines the support, as in the reference.
-Span reach_span(const SplatProblem& problem, int axis, double peak, double radius2, Span within);
-
-// The focus of peak number `peak`, without its tables.
-Focus make_focus(const SplatProblem& problem, int64_t study, int64_t kernel, int64_t peak);
 
 // Sets focus.unit and focus.pull so that the kernel sums to 1 over the voxels of an unbounded grid.
 void normalize_focus(const SplatProblem& problem, Focus& focus);

@@ -1,21 +1,9 @@
-// One focus: where it is drawn, how far it reaches, what normalises it. See splat_scene.h.
+// What normalises a focus, and its tables. See splat_scene.h.
 
 #include "splat/splat_scene.h"
 
 namespace atlas_kernels {
 namespace {
-
-// To an integer within [low, high], also from infinity (an untruncated kernel) and NaN.
-int64_t clamped(double value, int64_t low, int64_t high) {
-  if (!(value > static_cast<double>(low))) return low;
-  return value < static_cast<double>(high) ? static_cast<int64_t>(value) : high;
-}
-
-// The voxel centre nearest to a coordinate, half to even.
-double rounded_to_voxel(const SplatProblem& problem, int axis, double mm) {
-  const double origin = problem.origin[axis], step = problem.spacing[axis];
-  return origin + step * std::nearbyint((mm - origin) / step);
-}
 
 // Running sums along z, so that a row of any length costs two look-ups: of gauss * (1, d, d^2) and of
 // the same without gauss.
@@ -95,49 +83,6 @@ Totals sum_ball(const Focus& focus, const Axis (&axes)[3]) {
 }
 
 }  // namespace
-
-Span reach_span(const SplatProblem& problem, int axis, double peak, double radius2, Span within) {
-  const double radius = std::sqrt(radius2), step = problem.spacing[axis];
-  const double centre = (peak - problem.origin[axis]) / step, half = radius / std::abs(step);
-  Span span{clamped(std::floor(centre - half), within.begin, within.end),
-            clamped(std::ceil(centre + half) + 1, within.begin, within.end)};
-  const auto covered = [&](int64_t voxel) {
-    const double d = offset_mm(problem, axis, voxel, peak);
-    return d * d <= radius2;
-  };
-  while (span.begin < span.end && !covered(span.begin)) ++span.begin;
-  while (span.begin < span.end && !covered(span.end - 1)) --span.end;
-  return span;
-}
-
-Focus make_focus(const SplatProblem& problem, int64_t study, int64_t kernel, int64_t peak) {
-  Focus focus{};
-  focus.peak = peak;
-  focus.width = problem.widths_of == SplatWidths::kernels   ? kernel
-                : problem.widths_of == SplatWidths::studies ? study
-                                                            : peak;
-  for (int axis = 0; axis < 3; ++axis) {
-    const double mm = problem.peaks[3 * peak + axis];
-    focus.mm[axis] = problem.centre == SplatCentre::voxel ? rounded_to_voxel(problem, axis, mm) : mm;
-  }
-  const double width = problem.widths[focus.width], truncate = problem.truncate;
-  focus.weight = problem.weights ? problem.weights[peak] : 1.0;
-  focus.unit = 1;
-  if (problem.mode == SplatMode::sphere) {
-    focus.radius2 = width * width;
-    return focus;
-  }
-  focus.sigma = width / kFwhmPerSigma;
-  focus.per = 0.5 / (focus.sigma * focus.sigma);
-  const double radius = truncate * focus.sigma;
-  focus.radius2 = radius * radius;
-  if (problem.support == SplatSupport::taper && std::isfinite(truncate)) {
-    focus.end = 0.5 * truncate * truncate;
-    focus.edge = std::exp(-focus.end);
-    focus.unit = 1 / (1 - focus.edge * (1 + focus.end));
-  }
-  return focus;
-}
 
 void normalize_focus(const SplatProblem& problem, Focus& focus) {
   constexpr double kNothingBeyond = 40;  // sigmas: a Gaussian is less there than a double can hold

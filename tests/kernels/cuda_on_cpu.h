@@ -1,4 +1,4 @@
-// Just enough of CUDA to run group_norm_film_cuda.cu on a CPU, slowly: a block's threads are threads,
+// Just enough of CUDA to run csrc/*/*_cuda.cu on a CPU, slowly: a block's threads are threads,
 // blocks run one after another. Tests turn f<<<blocks, threads, 0, queue>>>(...) into run_on_cpu().
 #pragma once
 
@@ -6,6 +6,7 @@
 #include <barrier>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <functional>
 #include <memory>
 #include <thread>
@@ -15,8 +16,12 @@
 
 #define __global__
 #define __device__
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 #define __shared__ static
+
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
 
 struct Index {
   unsigned x = 0;
@@ -32,18 +37,41 @@ inline const char* cudaGetErrorString(int) { return ""; }
 
 inline std::unique_ptr<std::barrier<>> of_block;
 inline std::vector<std::unique_ptr<std::barrier<>>> of_warp;
-inline double lanes[1024];
+inline double lanes[1024];  // they hold ints exactly
 
 inline void __syncthreads() { of_block->arrive_and_wait(); }
 
-inline double __shfl_down_sync(unsigned, double value, int by) {
+// Calls read(what all lanes of the warp hold, the own lane).
+template <typename Read>
+auto across_warp(double value, const Read& read) {
   auto& warp = *of_warp[threadIdx.x / 32];
   lanes[threadIdx.x] = value;
   warp.arrive_and_wait();
-  const double from = lanes[std::min(threadIdx.x | 31u, threadIdx.x + by)];
+  const auto found = read(lanes + threadIdx.x / 32 * 32, int(threadIdx.x % 32));
   warp.arrive_and_wait();
-  return from;
+  return found;
 }
+
+inline double __shfl_down_sync(unsigned, double value, int by) {
+  return across_warp(value, [&](const double* all, int lane) { return all[std::min(31, lane + by)]; });
+}
+inline int __shfl_up_sync(unsigned, int value, int by) {
+  return across_warp(value, [&](const double* all, int lane) { return int(all[std::max(0, lane - by)]); });
+}
+inline int __shfl_sync(unsigned, int value, int from) {
+  return across_warp(value, [&](const double* all, int) { return int(all[from]); });
+}
+inline unsigned __ballot_sync(unsigned, bool vote) {
+  return across_warp(vote, [](const double* all, int) {
+    unsigned votes = 0;
+    for (int i = 0; i < 32; ++i) votes |= unsigned(all[i] != 0) << i;
+    return votes;
+  });
+}
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
+inline int __ffs(unsigned bits) { return __builtin_ffs(int(bits)); }
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline double __dmul_rn(double a, double b) { return a * b; }
 
 inline void run_on_cpu(unsigned blocks, int threads, const std::function<void()>& kernel) {
   blockDim.x = threads;
@@ -63,6 +91,7 @@ inline void run_on_cpu(unsigned blocks, int threads, const std::function<void()>
   }
 }
 
+using std::isfinite;
 using std::max;
 using std::min;
 inline float __uint_as_float(uint32_t bits) { return atlas_kernels::bits_float(bits); }

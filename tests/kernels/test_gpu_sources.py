@@ -19,11 +19,11 @@ import torch
 from atlas_kernels import _extension
 from atlas_kernels.group_norm_film import reference
 from atlas_kernels.group_norm_film.op import Problem, layout
-from tests.support import ROOT, require_tool, skip
+from tests.support import ROOT, skip
 
 from .cases import CASES, inputs
+from .emulate import CSRC, emulated_library, require_nvcc
 
-CSRC = ROOT / "csrc"
 NO_SPILLS = r"\b0 bytes spill stores, 0 bytes spill loads"
 CUDA_SOURCES = sorted(CSRC.glob("*/*_cuda.cu"))
 
@@ -178,14 +178,6 @@ def assembled(kernel: Any, arch: int) -> str:
 # ---- CUDA ----------------------------------------------------------------------------------------
 
 
-def require_nvcc() -> str:
-    nvcc = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "bin/nvcc")
-    found = subprocess.run(["which", "nvcc"], capture_output=True, text=True, check=False).stdout
-    if not found and not nvcc.exists():
-        pytest.skip("nvcc is not installed")
-    return found.strip() or str(nvcc)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("source", CUDA_SOURCES, ids=lambda path: path.stem)
 def test_cuda_compiles_without_spills(source: Path, tmp_path: Path) -> None:
@@ -261,20 +253,9 @@ class Described(ctypes.Structure):
 def emulated(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     """The CUDA source built as C++ over cuda_on_cpu.h."""
     folder = tmp_path_factory.mktemp("emulated")
-    text = (CSRC / "group_norm_film/group_norm_film_cuda.cu").read_text()
-    text = re.sub(r"#include <cuda_\w+.h>\n", "", text)
-    launch = re.compile(r"(\w+)<<<(.+?), (\w+), 0, queue>>>\((.*?)\);", re.DOTALL)
-    text, launches = launch.subn(r"run_on_cpu(\2, \3, [&] { \1(\4); });", text)
-    assert launches == 7
+    source = (CSRC / "group_norm_film/group_norm_film_cuda.cu").read_text()
     functions = "".join(EMULATED.format(T=name) for name in ("float", "double"))
-    (folder / "emulated.cpp").write_text(f'#include "cuda_on_cpu.h"\n{text}\n{functions}')
-    library = folder / "emulated.so"
-    options = ["-std=c++20", "-O1", "-w", "-shared", "-fPIC", "-pthread", f"-I{CSRC}"]
-    here = Path(__file__).parent
-    command = [require_tool("g++"), *options, f"-I{here}", "emulated.cpp", "-o", library]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return ctypes.CDLL(str(library))
+    return emulated_library(source, functions, launches=7, folder=folder)
 
 
 @pytest.mark.slow

@@ -92,10 +92,10 @@ def given(case: Case) -> Inputs:
 def drawn(row: Implementation, problem: Problem, dtype: torch.dtype) -> torch.Tensor:
     """Volumes inside a larger tensor, of which nothing else may change."""
     problem, shape = on_device(problem), problem.output_shape()
-    held = torch.full((math.prod(shape) + 64,), 77, dtype=dtype, device=DEVICE)
-    out = held[32:-32].view(shape)
+    held = torch.full((math.prod(shape) + 66,), 77, dtype=dtype, device=DEVICE)
+    out = held[33:-33].view(shape)
     row.forward(problem, out)
-    assert (held[:32] == 77).all() and (held[-32:] == 77).all()
+    assert (held[:33] == 77).all() and (held[-33:] == 77).all()
     return out.cpu()
 
 
@@ -145,6 +145,16 @@ def test_float64(row: Implementation, mode: str) -> None:
     got = drawn(row, problem, torch.float64)
     assert_close(got, reference.forward(problem), TOLERANCE[torch.float64])
     compare_gradients(row, case, mode, torch.float64, torch.float64)
+
+
+@on_a_gpu
+@pytest.mark.parametrize("mode", MODES)
+def test_a_whole_brain(row: Implementation, mode: str) -> None:
+    case = Case("brain", MNI_2MM, (35, 0, 12), (6.0, 12.0), "positive")
+    problem = inputs(case).problem(mode)
+    want = reference.forward(on_device(problem))
+    assert_close(drawn(row, problem, torch.float32), want, TOLERANCE[torch.float32])
+    compare_gradients(row, case, mode, torch.float32, torch.float32)
 
 
 @pytest.mark.parametrize("mode", MODES)
