@@ -485,9 +485,9 @@ __global__ void __launch_bounds__(kThreads, sizeof(Out) < 4 ? 5 : 4)  // registe
 #pragma unroll
     for (int i = 0; i < Of::vector; ++i) write(values[j * Of::vector + i], packed.element[i]);
     if (base >= begin && base + Of::vector <= stop) {
-      uint4 bits;  // one store: a structure is copied member by member
+      uint4 bits;  // in one store, which an assignment would be split from
       memcpy(&bits, &packed, sizeof bits);
-      *reinterpret_cast<uint4*>(out + start + base) = bits;
+      __stcs(reinterpret_cast<uint4*>(out + start + base), bits);
       continue;
     }
 #pragma unroll

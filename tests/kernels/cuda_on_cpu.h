@@ -22,6 +22,7 @@
 struct alignas(16) uint4 {
   unsigned x, y, z, w;
 };
+inline void __stcs(uint4* to, uint4 value) { *to = value; }
 
 struct Index {
   unsigned x = 0;
