@@ -12,8 +12,13 @@ import sys
 import tarfile
 import zipfile
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+import torch
+
+import atlas_kernels
+from tests.test_cpp_example import build, check_images, cmake, draw
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = "atlas/web/static/index.html"
@@ -32,14 +37,39 @@ def files() -> list[Path]:
     return sorted(name for name in names if (ROOT / name).is_file())
 
 
+def copy_tree(files: list[Path], to: Path) -> Path:
+    for name in files:
+        target = to / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, target)
+    return to
+
+
 @pytest.fixture
 def tree(files: list[Path], tmp_path: Path) -> Path:
     """A copy to build in, one a test."""
-    for name in files:
-        target = tmp_path / "tree" / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(ROOT / name, target)
-    return tmp_path / "tree"
+    return copy_tree(files, tmp_path / "tree")
+
+
+class Built(NamedTuple):
+    wheel: Path
+    kernels_only: Path
+    cmake: Path  # the build folder of both
+
+
+@pytest.fixture(scope="module")
+def built(files: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """Both wheels from one tree: they hold the same extension, so it is compiled once."""
+    tree = copy_tree(files, tmp_path_factory.mktemp("built") / "tree")
+    wheel, _ = build_wheel(tree, ATLAS_REQUIRE_EXTENSION="1")
+    for left in tree.glob("build/lib*"):  # the packages of the first
+        shutil.rmtree(left)
+    for left in tree.glob("*.egg-info"):
+        shutil.rmtree(left)
+    environment = {"ATLAS_KERNELS_ONLY": "1", "ATLAS_REQUIRE_EXTENSION": "1"}
+    kernels_only, _ = build_wheel(tree, "only", **environment)
+    (cache,) = tree.glob("build/temp*/CMakeCache.txt")
+    return Built(wheel, kernels_only, cache.parent)
 
 
 def run(*command: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -57,9 +87,9 @@ def run(*command: object, cwd: Path, **environment: str) -> subprocess.Completed
     )
 
 
-def build_wheel(tree: Path, **environment: str) -> tuple[Path, str]:
+def build_wheel(tree: Path, folder: str = "wheels", **environment: str) -> tuple[Path, str]:
     """Build one wheel and return it with what the build printed."""
-    out = tree.parent / "wheels"
+    out = tree.parent / folder
     arguments = ("wheel", ".", "-v", "--no-deps", "--no-build-isolation", "--wheel-dir", out)
     result = run("-m", "pip", *arguments, cwd=tree, **environment)
     assert result.returncode == 0, result.stdout
@@ -93,8 +123,8 @@ def install(wheel: Path, target: Path) -> Path:
     return target
 
 
-def test_wheel(tree: Path, files: list[Path], subtests: pytest.Subtests) -> None:
-    wheel, _ = build_wheel(tree, ATLAS_REQUIRE_EXTENSION="1")
+def test_wheel(built: Built, files: list[Path], subtests: pytest.Subtests) -> None:
+    wheel = built.wheel
     names = set(names_in(wheel))
     assert wheel.name.startswith("generative_brain_atlas-")
     assert top_level(wheel) == {"atlas", "atlas_kernels"}
@@ -111,9 +141,8 @@ def test_wheel(tree: Path, files: list[Path], subtests: pytest.Subtests) -> None
         assert PAGE in names
 
 
-KERNELS_WITHOUT_TORCH = """
+NUMPY_SIDE = """
 import sys
-sys.modules["torch"] = None  # importing it fails
 import numpy as np
 import atlas_kernels
 from atlas_kernels.numpy import splat
@@ -121,11 +150,48 @@ assert atlas_kernels.__file__.startswith(sys.argv[1]), atlas_kernels.__file__
 grid = atlas_kernels.Grid((9, 9, 9), np.diag([2.0, 2, 2, 1]))
 volumes = splat(np.full((1, 3), 8.0), [0, 1], grid, [6.0, 12.0])
 assert volumes.shape == (1, 2, 9, 9, 9) and (volumes[:, :, 4, 4, 4] == 1).all()
+assert sys.modules.get("torch") is None  # absent, or kept from being imported
+"""
+WITHOUT_TORCH = """
+import sys
+sys.modules["torch"] = None  # importing it fails
+"""
+# The operators forward and backward, each against its reference.
+TORCH_SIDE = """
+import importlib.util
+assert importlib.util.find_spec("atlas") is None
+import torch
+from atlas_kernels import Grid, group_norm_film, splat
+
+
+def gradients(function, *inputs):
+    results = []
+    for backend in ("cpu", "reference"):
+        leaves = [value.clone().requires_grad_() for value in inputs]
+        out = function(*leaves, backend=backend)
+        out.square().sum().backward()
+        results.append([out.detach(), *(leaf.grad for leaf in leaves)])
+    for ours, reference in zip(*results):
+        torch.testing.assert_close(ours, reference, rtol=1e-4, atol=1e-5)
+        assert ours.abs().max() > 0
+
+
+def draw(peaks, weights, backend):
+    return splat(peaks, torch.tensor([0, 2, 3]), grid, 6.0, weights, backend=backend)
+
+
+def layer(x, gamma, backend):
+    return group_norm_film(x, groups=2, gamma=gamma, activation="silu", backend=backend)
+
+
+grid = Grid((9, 9, 9), [[2, 0, 0, 0], [0, 2, 0, 0], [0, 0, 2, 0], [0, 0, 0, 1]])
+gradients(draw, 5 + 8 * torch.rand(3, 3), torch.rand(3))
+gradients(layer, torch.randn(2, 4, 5, 3, 2), torch.randn(2, 4))
 """
 
 
-def test_kernels_only_wheel(tree: Path, tmp_path: Path) -> None:
-    wheel, _ = build_wheel(tree, ATLAS_KERNELS_ONLY="1", ATLAS_REQUIRE_EXTENSION="1")
+def test_kernels_only_wheel(built: Built, tmp_path: Path, subtests: pytest.Subtests) -> None:
+    wheel = built.kernels_only
     assert wheel.name.startswith("atlas_kernels-")
     assert top_level(wheel) == {"atlas_kernels"}
     assert not [name for name in names_in(wheel) if name.endswith("entry_points.txt")]
@@ -134,8 +200,16 @@ def test_kernels_only_wheel(tree: Path, tmp_path: Path) -> None:
     required = [line for line in lines if line.startswith("Requires-Dist") and "extra" not in line]
     assert required == ["Requires-Dist: numpy>=1.26"]
     target = install(wheel, tmp_path / "installed")
-    result = run("-c", KERNELS_WITHOUT_TORCH, target, cwd=tmp_path, PYTHONPATH=str(target))
-    assert result.returncode == 0, result.stdout
+    # -S leaves out the .pth file of an editable install, which would bring atlas; the other
+    # packages of this environment are on the path.
+    path = os.pathsep.join([str(target), str(Path(torch.__file__).parents[1])])
+    for environment, program in (
+        ("without torch", WITHOUT_TORCH + NUMPY_SIDE),
+        ("with torch, without atlas", NUMPY_SIDE + TORCH_SIDE),
+    ):
+        with subtests.test(environment):
+            result = run("-S", "-c", program, target, cwd=tmp_path, PYTHONPATH=path)
+            assert result.returncode == 0, result.stdout
 
 
 def test_without_a_compiler_the_rest_is_installed(tree: Path, tmp_path: Path) -> None:
@@ -166,49 +240,19 @@ def test_sdist(tree: Path, files: list[Path], tmp_path: Path) -> None:
     assert not [name for name in names if name.startswith("web/frontend") or name.endswith(".so")]
 
 
-CPP_PROGRAM = """
-#include <splat/splat.h>
-#include <cstdio>
-int main() {
-  const double peak[3] = {4, 4, 4}, fwhm[1] = {6};
-  const int64_t offsets[2] = {0, 1};
-  atlas_kernels::SplatProblem problem;
-  problem.peaks = peak;
-  problem.offsets = offsets;
-  problem.widths = fwhm;
-  problem.n_studies = 1;
-  for (int axis = 0; axis < 3; ++axis) {
-    problem.shape[axis] = 5;
-    problem.spacing[axis] = 2;
-  }
-  float out[125];
-  atlas_kernels::splat_cpu(problem, out, 2);
-  std::printf("%g", out[62]);
-}
-"""
-CPP_PROJECT = """
-cmake_minimum_required(VERSION 3.22)
-project(program LANGUAGES CXX)
-find_package(atlas_kernels 0.1 REQUIRED)
-add_executable(program program.cpp)
-target_link_libraries(program PRIVATE atlas_kernels::cpu)
-"""
-
-
-@pytest.mark.skipif(not shutil.which("cmake"), reason="cmake is not on PATH")
-def test_a_cpp_program_links_a_kernel(tree: Path, tmp_path: Path) -> None:
-    program, prefix = tmp_path / "program", tmp_path / "prefix"
-    program.mkdir()
-    (program / "program.cpp").write_text(CPP_PROGRAM)
-    (program / "CMakeLists.txt").write_text(CPP_PROJECT)
-
-    def cmake(*arguments: object) -> None:
-        subprocess.run(["cmake", *map(str, arguments)], check=True, stdout=subprocess.DEVNULL)
-
-    cmake("-S", tree, "-B", tree / "cpp")
-    cmake("--build", tree / "cpp", "-j2")
-    cmake("--install", tree / "cpp", "--prefix", prefix, "--component", "cpp")
-    cmake("-S", program, "-B", program / "build", f"-DCMAKE_PREFIX_PATH={prefix}")
-    cmake("--build", program / "build")
-    result = subprocess.run([program / "build/program"], capture_output=True, text=True, check=True)
-    assert result.stdout == "1"
+def test_installed_library(built: Built, tmp_path: Path) -> None:
+    """What `cmake --install` exports, as examples/cpp finds it."""
+    prefix = tmp_path / "prefix"
+    cmake("--install", built.cmake, "--prefix", prefix, "--component", "cpp")
+    headers = {path.name for path in prefix.rglob("*.h")}
+    assert {"splat.h", "ma_maps.h", "half.h"} <= headers
+    private = {name for name in headers if name.endswith("_cpu.h") or name == "splat_scene.h"}
+    assert not private
+    (targets,) = prefix.rglob("atlas_kernelsTargets.cmake")
+    assert "add_library(atlas_kernels::cpu " in targets.read_text()
+    has_cuda = "_NVCC:FILEPATH=/" in (built.cmake / "CMakeCache.txt").read_text()
+    assert has_cuda == ("add_library(atlas_kernels::cuda " in targets.read_text())
+    (version,) = prefix.rglob("atlas_kernelsConfigVersion.cmake")
+    assert f'set(PACKAGE_VERSION "{atlas_kernels.__version__}")' in version.read_text()
+    program = build(tmp_path / "build", f"-DCMAKE_PREFIX_PATH={prefix}")
+    check_images(draw(tmp_path, program))

@@ -1,4 +1,4 @@
-#include "ma_maps/lines.h"
+#include "ma_maps/lines_cpu.h"
 
 #include "common/checks.h"
 

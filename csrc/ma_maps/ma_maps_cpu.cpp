@@ -1,7 +1,7 @@
 #include "ma_maps/ma_maps.h"
 
 #include "common/parallel.h"
-#include "ma_maps/lines.h"
+#include "ma_maps/lines_cpu.h"
 
 namespace atlas_kernels {
 namespace {

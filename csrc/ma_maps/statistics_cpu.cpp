@@ -2,7 +2,7 @@
 #include <cmath>
 #include <vector>
 
-#include "ma_maps/lines.h"
+#include "ma_maps/lines_cpu.h"
 #include "ma_maps/ma_maps.h"
 
 namespace atlas_kernels {
