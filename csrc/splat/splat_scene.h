@@ -49,9 +49,14 @@ struct Focus {
   double edge, end;     // tangent = edge * (1 + end - per * |d|^2); edge is 0 without taper
   Pull pull;
   Reach axis[3];
-  int nearest_y, nearest_z;  // places in its tables of the voxels nearest to it
+  int nearest[3];            // places in its tables of the voxels nearest to it
   float centre_z;            // where it lies, counted in places of its tables
   size_t away;               // where its part of away_tables begins
+};
+
+// Of one sigma, along each axis: exp(-step^2 / (2 sigma^2)) and its square.
+struct Decay {
+  double sigma = 0, half[3] = {0, 0, 0}, whole[3] = {0, 0, 0};
 };
 
 // The foci of one study at one width that reach some planes, with their tables.
@@ -64,6 +69,7 @@ struct Scene {
   std::vector<double> square_tables;  // its square
   std::vector<T> gauss_tables;        // exp(-square / (2 sigma^2)); 1 for spheres
   std::vector<float> away_tables;     // of a single-precision scene, along z: |voxel - peak|, voxels
+  Decay decay;
   std::vector<int64_t> bucket_starts, buckets;  // foci that reach each plane, in their order
 
   explicit Scene(const SplatProblem& given) : problem(given) {}
@@ -104,14 +110,17 @@ Focus make_focus(const SplatProblem& problem, int64_t study, int64_t kernel, int
 // Sets focus.unit and focus.pull so that the kernel sums to 1 over the voxels of an unbounded grid.
 void normalize_focus(const SplatProblem& problem, Focus& focus);
 
-// Fills sizes, span and distances of one axis, and gauss in double, on [begin, begin + n).
-void gauss_table(const SplatProblem& problem, const Focus& focus, int axis, Span span, bool exact,
-                 double* mm, double* square, double* gauss);
+// Fills the tables of one axis over `span`: distances, their squares and gauss, all in double. Returns
+// the place of the voxel nearest to the focus. With `decay`, which is kept from call to call, gauss is
+// quick to have and right to a few roundings, which float does not see.
+int64_t gauss_table(const SplatProblem& problem, const Focus& focus, int axis, Span span, Decay* decay,
+                    double* mm, double* square, double* gauss);
 
 void check(const SplatProblem& problem, int threads);
 
 template <typename T>
 void add_tables(Scene<T>& scene, Focus& focus, std::vector<double>& gauss) {
+  constexpr bool exact = sizeof(T) == sizeof(double);
   for (int axis = 0; axis < 3; ++axis) {
     Reach& reach = focus.axis[axis];
     const size_t n = static_cast<size_t>(reach.span.end - reach.span.begin);
@@ -121,9 +130,10 @@ void add_tables(Scene<T>& scene, Focus& focus, std::vector<double>& gauss) {
     scene.square_tables.resize(reach.table + padded, HUGE_VAL);
     scene.gauss_tables.resize(reach.table + padded);
     gauss.resize(n);
-    gauss_table(scene.problem, focus, axis, reach.span, sizeof(T) == sizeof(double),
-                scene.mm_tables.data() + reach.table, scene.square_tables.data() + reach.table,
-                gauss.data());
+    focus.nearest[axis] = static_cast<int>(
+        gauss_table(scene.problem, focus, axis, reach.span, exact ? nullptr : &scene.decay,
+                    scene.mm_tables.data() + reach.table, scene.square_tables.data() + reach.table,
+                    gauss.data()));
     for (size_t i = 0; i < n; ++i) {
       scene.gauss_tables[reach.table + i] = static_cast<T>(gauss[i]);
     }
@@ -166,13 +176,6 @@ void fill_buckets(Scene<T>& scene) {
   });
 }
 
-template <typename T>
-int nearest(const Scene<T>& scene, const Focus& focus, int axis) {
-  const double* square = scene.square(focus, axis);
-  const Span span = focus.axis[axis].span;
-  return static_cast<int>(std::min_element(square, square + (span.end - span.begin)) - square);
-}
-
 // Makes `scene` that of another study and width; its vectors keep their memory.
 template <typename T>
 void set_scene(Scene<T>& scene, int64_t study, int64_t kernel, Span planes) {
@@ -197,8 +200,6 @@ void set_scene(Scene<T>& scene, int64_t study, int64_t kernel, Span planes) {
     if (problem.normalize != SplatNormalize::peak) normalize_focus(problem, focus);
     add_tables(scene, focus, gauss);
     add_away(scene, focus);
-    focus.nearest_y = nearest(scene, focus, 1);
-    focus.nearest_z = nearest(scene, focus, 2);
     scene.foci.push_back(focus);
   }
   fill_buckets(scene);
@@ -225,16 +226,16 @@ ATLAS_INLINE Rows plane_rows(const Scene<T>& scene, const Focus& focus, int64_t 
   int last = (size + kBlock - 1) & -kBlock;
   if (scene.problem.support != SplatSupport::box) {
     rows.limit = focus.radius2;
-    const double nearest_z2 = z2[focus.nearest_z];
+    const double nearest_z2 = z2[focus.nearest[2]];
     const auto empty = [&](int64_t j) { return rows.x2 + y2[j] + nearest_z2 > rows.limit; };
     while (rows.y.begin < rows.y.end && empty(rows.y.begin)) ++rows.y.begin;
     while (rows.y.begin < rows.y.end && empty(rows.y.end - 1)) --rows.y.end;
     // Of the longest row; of each block, the voxel nearest to the focus.
-    const double xy2 = rows.x2 + y2[focus.nearest_y];
-    while (rows.first + kBlock <= focus.nearest_z && xy2 + z2[rows.first + kBlock - 1] > rows.limit) {
+    const double xy2 = rows.x2 + y2[focus.nearest[1]];
+    while (rows.first + kBlock <= focus.nearest[2] && xy2 + z2[rows.first + kBlock - 1] > rows.limit) {
       rows.first += kBlock;
     }
-    while (last - kBlock > focus.nearest_z && xy2 + z2[last - kBlock] > rows.limit) last -= kBlock;
+    while (last - kBlock > focus.nearest[2] && xy2 + z2[last - kBlock] > rows.limit) last -= kBlock;
   }
   rows.n = last - rows.first;
   return rows;
