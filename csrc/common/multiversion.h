@@ -16,10 +16,11 @@
 #endif
 
 #if defined(__GNUC__)
-#define ATLAS_INLINE __attribute__((always_inline)) inline
+#define ATLAS_INLINED __attribute__((always_inline))  // of a lambda
 #else
-#define ATLAS_INLINE inline
+#define ATLAS_INLINED
 #endif
+#define ATLAS_INLINE ATLAS_INLINED inline
 
 // "No other pointer reaches this memory": spares the vectoriser a check in front of every short row.
 #if defined(_MSC_VER)

@@ -7,14 +7,15 @@
 // loop over a row has no sum across its lanes and vectorises without changing bits.
 //
 // Loop order: volume (or slab of x-planes), plane, focus, row (x, y), z. Sums of slabs are added in a
-// fixed order at the end; no atomics. Accumulation is in double.
+// fixed order at the end; no atomics. Planes are added up in double, the rows of one in the precision of
+// the volumes.
 //
 // Siblings: splat.h (contract), splat_scene.h (tables and rows), splat_cpu.cpp (forward).
 
 #include <algorithm>
+#include <limits>
 #include <type_traits>
 
-#include "common/parallel.h"
 #include "splat/splat_scene.h"
 
 namespace atlas_kernels {
@@ -30,22 +31,16 @@ struct Moments {
 template <typename T>
 struct Board {
   Touched touched;
-  std::vector<T> value;       // max: the greatest value. union: product of 1 - value, zeros left out
-  std::vector<int32_t> mark;  // max: which focus has it, -1 for none. union: how many zeros
-  std::vector<T> grad;        // grad_out, where it cannot be read in place
-  std::vector<double> columns;
+  std::vector<T> value;  // max: the greatest value. union: the product of rests
+  std::vector<T> grad;   // grad_out, where it cannot be read in place
+  std::vector<T> columns;
+  Radii radii;
   const T neutral;
-  const int32_t unmarked;
 
   explicit Board(const SplatProblem& problem)
-      : touched(problem.shape[1]),
-        neutral(problem.mode == SplatMode::union_ ? T(1) : T(0)),
-        unmarked(problem.mode == SplatMode::union_ ? 0 : -1) {
+      : touched(problem.shape[1]), radii(problem), neutral(problem.mode == SplatMode::union_ ? T(1) : T(0)) {
     const size_t size = static_cast<size_t>(problem.shape[1] * problem.shape[2] + 2 * kBlock);
-    if (problem.mode != SplatMode::sum) {
-      value.assign(size, neutral);
-      mark.assign(size, unmarked);
-    }
+    if (problem.mode != SplatMode::sum) value.assign(size, neutral);
     grad.assign(size, T(0));
   }
 
@@ -53,53 +48,44 @@ struct Board {
     if (problem.mode != SplatMode::sum) {
       touched.for_each(problem.shape[2], [&](int64_t first, int64_t n) {
         std::fill_n(value.data() + first, n, neutral);
-        std::fill_n(mark.data() + first, n, unmarked);
       });
     }
     touched.clear();
   }
 };
 
-template <bool taper, typename T>
-ATLAS_INLINE void mark_focus(const Scene<T>& scene, size_t f, int64_t x, Board<T>& board) {
-  const Focus& focus = scene.foci[f];
-  const Rows rows = plane_rows(scene, focus, x);
-  const Span ys = focus.axis[1].span;
-  const int32_t number = static_cast<int32_t>(f);
-  const T *gauss_y = scene.gauss(focus, 1), *gauss_z = scene.gauss(focus, 2) + rows.first;
-  const double *y2 = scene.square(focus, 1), *z2 = scene.square(focus, 2) + rows.first;
-  int64_t start = ys.begin * scene.problem.shape[2] + focus.axis[2].span.begin + rows.first;
-  for (int64_t j = 0; j < ys.end - ys.begin; ++j, start += scene.problem.shape[2]) {
-    const double xy2 = rows.x2 + y2[j];
-    if (xy2 + rows.nearest_z2 > rows.limit) continue;
-    const RowValues<T> values(focus, xy2, rows.gauss_x * static_cast<double>(gauss_y[j]));
-    T* best = board.value.data() + start;
-    int32_t* mark = board.mark.data() + start;
-    if (scene.problem.mode == SplatMode::union_) {
-      ATLAS_INDEPENDENT
-      for (int i = 0; i < (rows.n & -kBlock); ++i) {
-        const T value = kept(values.template at<taper>(gauss_z[i], z2[i]), xy2 + z2[i] <= rows.limit);
-        const int zero = value == 1;
-        best[i] *= 1 - kept(value, 1 - zero);
-        mark[i] += zero;
-      }
-      continue;
-    }
-    ATLAS_INDEPENDENT
-    for (int i = 0; i < (rows.n & -kBlock); ++i) {
-      const T value = kept(values.template at<taper>(gauss_z[i], z2[i]), xy2 + z2[i] <= rows.limit);
-      const int wins = value > best[i];  // the lowest index wins a tie
-      mark[i] = (number & -wins) | (mark[i] & (wins - 1));
-      best[i] = kept(value, wins) + kept(best[i], 1 - wins);
-    }
-  }
+// What a focus of this value leaves to the others of a union. Where that is nothing, a power of two
+// stands for it, so that the others' product can be had again by division: of all but itself to the
+// bit, and so little that it counts for nothing where a second focus leaves nothing.
+template <typename T>
+ATLAS_INLINE T rest_of(T value) {
+  constexpr T kNothing = sizeof(T) == sizeof(float) ? T(0x1p-60f) : T(0x1p-300);
+  const T rest = 1 - value;
+  return rest + kept(kNothing, rest == 0);
 }
 
-// The product of 1 - value over the other foci of a voxel, whose own rest is given.
+template <SplatMode mode, bool taper, typename T>
+ATLAS_INLINE void mark_focus(const Scene<T>& scene, const Focus& focus, int64_t x, Board<T>& board) {
+  for_each_row<taper>(scene, focus, x, board.radii, [&](const Row<T>& row, const auto& cover) ATLAS_INLINED {
+    T* best = board.value.data() + row.start;
+    ATLAS_INDEPENDENT
+    for (int i = 0; i < (row.n & -kBlock); ++i) {
+      const T value = kept(row.template at<taper>(i), cover(i));
+      if constexpr (mode == SplatMode::union_) {
+        best[i] *= rest_of(value);
+      } else {
+        best[i] = value > best[i] ? value : best[i];
+      }
+    }
+  });
+}
+
+// 1 where a focus has the maximum, which it then takes away, so that the first of equals has it.
 template <typename T>
-ATLAS_INLINE T share_of_others(T product, int32_t zeros, T rest) {
-  const int own = rest == 0;
-  return kept(product / (rest + static_cast<T>(own)), static_cast<int>(zeros == own));
+ATLAS_INLINE int wins(T value, T& best) {
+  const int won = (value == best) & (value > 0);
+  best += kept(std::numeric_limits<T>::infinity(), won);
+  return won;
 }
 
 // Columns: sums over the rows of one plane, for each z, of what arrives times gauss_xy (1, dy, dy^2),
@@ -107,52 +93,42 @@ ATLAS_INLINE T share_of_others(T product, int32_t zeros, T rest) {
 constexpr int kColumns = 6;
 
 template <SplatMode mode, bool taper, typename T>
-ATLAS_INLINE void gather_rows(const Scene<T>& scene, size_t f, int64_t x, Board<T>& board,
+ATLAS_INLINE void gather_rows(const Scene<T>& scene, const Focus& focus, int64_t x, Board<T>& board,
                               const T* grad, size_t stride) {
-  const Focus& focus = scene.foci[f];
-  const Rows rows = plane_rows(scene, focus, x);
-  const Span ys = focus.axis[1].span;
-  const int32_t number = static_cast<int32_t>(f);
-  const T *gauss_y = scene.gauss(focus, 1), *gauss_z = scene.gauss(focus, 2) + rows.first;
   const double *mm_y = scene.mm(focus, 1), *y2 = scene.square(focus, 1);
-  const double* z2 = scene.square(focus, 2) + rows.first;
-  double *sum = board.columns.data() + rows.first, *sum_y = sum + stride, *sum_yy = sum_y + stride;
-  double *flat = sum_yy + stride, *flat_y = flat + stride, *flat_yy = flat_y + stride;
-  int64_t start = ys.begin * scene.problem.shape[2] + focus.axis[2].span.begin + rows.first;
-  for (int64_t j = 0; j < ys.end - ys.begin; ++j, start += scene.problem.shape[2]) {
-    const double xy2 = rows.x2 + y2[j], g = rows.gauss_x * static_cast<double>(gauss_y[j]);
-    if (xy2 + rows.nearest_z2 > rows.limit) continue;
-    const RowValues<T> values(focus, xy2, g);
-    const int64_t marked = mode == SplatMode::sum ? 0 : start;  // a sum has no board
-    const T *here = grad + start, *best = board.value.data() + marked;
-    const int32_t* mark = board.mark.data() + marked;
-    const double dy = mm_y[j], yy = y2[j], g_y = g * dy, g_yy = g * yy;
+  T* columns = board.columns.data();
+  T* board_values = board.value.data();
+  for_each_row<taper>(scene, focus, x, board.radii, [&](const Row<T>& row, const auto& cover) ATLAS_INLINED {
+    T *sum = columns + row.first, *sum_y = sum + stride, *sum_yy = sum_y + stride;
+    T *flat = sum_yy + stride, *flat_y = flat + stride, *flat_yy = flat_y + stride;
+    const T* here = grad + row.start;
+    T* best = board_values + (mode == SplatMode::sum ? 0 : row.start);  // a sum has no board
+    const double g = row.gauss_xy, dy = mm_y[row.j], yy = y2[row.j];
+    const T one = static_cast<T>(g), one_y = static_cast<T>(g * dy), one_yy = static_cast<T>(g * yy);
+    const T of_y = static_cast<T>(dy), of_yy = static_cast<T>(yy);
     ATLAS_INDEPENDENT
-    for (int i = 0; i < (rows.n & -kBlock); ++i) {
-      T arrives = here[i];
-      int counts = xy2 + z2[i] <= rows.limit;
-      if constexpr (mode == SplatMode::max) counts &= static_cast<int>(mark[i] == number);
-      if constexpr (mode == SplatMode::union_) {
-        const T rest = 1 - values.template at<taper>(gauss_z[i], z2[i]);
-        arrives *= share_of_others(best[i], mark[i], rest);
+    for (int i = 0; i < (row.n & -kBlock); ++i) {
+      T flow = kept(here[i], cover(i));
+      if constexpr (mode == SplatMode::max) {
+        flow = kept(flow, wins(kept(row.template at<taper>(i), cover(i)), best[i]));
       }
-      const double flow = static_cast<double>(kept(arrives, counts));
-      sum[i] += g * flow;
-      sum_y[i] += g_y * flow;
-      sum_yy[i] += g_yy * flow;
+      if constexpr (mode == SplatMode::union_) flow *= best[i] / rest_of(row.template at<taper>(i));
+      sum[i] += one * flow;
+      sum_y[i] += one_y * flow;
+      sum_yy[i] += one_yy * flow;
       if constexpr (taper) {
         flat[i] += flow;
-        flat_y[i] += dy * flow;
-        flat_yy[i] += yy * flow;
+        flat_y[i] += of_y * flow;
+        flat_yy[i] += of_yy * flow;
       }
     }
-  }
+  });
 }
 
 // Closes a plane: the factors of z, and those of x.
 template <bool taper, typename T>
 void close_columns(const Scene<T>& scene, const Focus& focus, int64_t x, size_t stride,
-                   std::vector<double>& columns, Moments& moments) {
+                   std::vector<T>& columns, Moments& moments) {
   const int64_t place = x - focus.axis[0].span.begin;
   const double dx = scene.mm(focus, 0)[place], x2 = scene.square(focus, 0)[place];
   const double *dz = scene.mm(focus, 2), *z2 = scene.square(focus, 2);
@@ -160,7 +136,7 @@ void close_columns(const Scene<T>& scene, const Focus& focus, int64_t x, size_t 
   const size_t n = static_cast<size_t>(focus.axis[2].span.end - focus.axis[2].span.begin);
   const double per = focus.per;
   for (size_t i = 0; i < n; ++i) {
-    const auto column = [&](size_t c) { return columns[c * stride + i]; };
+    const auto column = [&](size_t c) { return static_cast<double>(columns[c * stride + i]); };
     const double g = static_cast<double>(gauss[i]);
     double one = g * column(0), y = g * column(1), yy = g * column(2), left = 0;
     if constexpr (taper) {
@@ -176,36 +152,40 @@ void close_columns(const Scene<T>& scene, const Focus& focus, int64_t x, size_t 
     moments.z += dz[i] * one;
     moments.square += (x2 + z2[i]) * one + yy;
   }
-  std::fill(columns.begin(), columns.end(), 0.0);
+  std::fill(columns.begin(), columns.end(), T(0));
+}
+
+template <SplatMode mode, bool taper, typename T>
+ATLAS_INLINE void gather_focus(const Scene<T>& scene, const Focus& focus, int64_t x, Board<T>& board,
+                               const T* grad, Moments* moments) {
+  const int64_t n = focus.axis[2].span.end - focus.axis[2].span.begin;
+  const size_t stride = static_cast<size_t>((n + kBlock - 1) / kBlock * kBlock);
+  board.columns.resize(kColumns * stride);
+  gather_rows<mode, taper>(scene, focus, x, board, grad, stride);
+  close_columns<taper>(scene, focus, x, stride, board.columns, moments[focus.peak]);
 }
 
 template <SplatMode mode, typename T>
 ATLAS_INLINE void gather_in_mode(const Scene<T>& scene, int64_t x, Board<T>& board, const T* grad,
                                  Moments* moments) {
+  const auto for_each_focus = [&](const auto& plain, const auto& tapered) ATLAS_INLINED {
+    for (const int64_t* f = scene.first_focus(x); f != scene.last_focus(x); ++f) {
+      const Focus& focus = scene.foci[static_cast<size_t>(*f)];
+      focus.edge == 0 ? plain(focus) : tapered(focus);
+    }
+  };
   if constexpr (mode != SplatMode::sum) {
-    for (const int64_t* i = scene.first_focus(x); i != scene.last_focus(x); ++i) {
-      const size_t f = static_cast<size_t>(*i);
-      if (scene.foci[f].edge == 0) {
-        mark_focus<false>(scene, f, x, board);
-      } else {
-        mark_focus<true>(scene, f, x, board);
-      }
-    }
+    for_each_focus(
+        [&](const Focus& focus) ATLAS_INLINED { mark_focus<mode, false>(scene, focus, x, board); },
+        [&](const Focus& focus) ATLAS_INLINED { mark_focus<mode, true>(scene, focus, x, board); });
   }
-  for (const int64_t* i = scene.first_focus(x); i != scene.last_focus(x); ++i) {
-    const size_t f = static_cast<size_t>(*i);
-    const Focus& focus = scene.foci[f];
-    const int64_t n = focus.axis[2].span.end - focus.axis[2].span.begin;
-    const size_t stride = static_cast<size_t>((n + kBlock - 1) / kBlock * kBlock);
-    board.columns.resize(kColumns * stride);
-    if (focus.edge == 0) {
-      gather_rows<mode, false>(scene, f, x, board, grad, stride);
-      close_columns<false>(scene, focus, x, stride, board.columns, moments[focus.peak]);
-    } else {
-      gather_rows<mode, true>(scene, f, x, board, grad, stride);
-      close_columns<true>(scene, focus, x, stride, board.columns, moments[focus.peak]);
-    }
-  }
+  for_each_focus(
+      [&](const Focus& focus) ATLAS_INLINED {
+        gather_focus<mode, false>(scene, focus, x, board, grad, moments);
+      },
+      [&](const Focus& focus) ATLAS_INLINED {
+        gather_focus<mode, true>(scene, focus, x, board, grad, moments);
+      });
 }
 
 template <typename T>
@@ -306,20 +286,14 @@ void splat_backward_cpu(const SplatProblem& problem, const Out* grad_out, double
   using T = typename Arithmetic<Out>::type;
   check(problem, threads);
   require(problem.mode != SplatMode::sphere, "splat: mode 'sphere' has no gradient");
-  const Cut cut(problem, threads);
+  const Cut cut(problem);
   const int64_t n_peaks = problem.offsets[problem.n_studies];
   // A focus and a layer meet in one entry, so no two units write to the same place.
   std::vector<Moments> moments(static_cast<size_t>(problem.n_kernels * cut.slabs * n_peaks));
-  parallel_for(cut.items, threads, [&](int64_t item) {
-    Scene<T> scene(problem);
-    Board<T> board(problem);
-    for (int64_t unit = cut.units_of(item).begin; unit < cut.units_of(item).end; ++unit) {
-      const int64_t volume = unit / cut.slabs, kernel = volume % problem.n_kernels;
-      set_scene(scene, volume / problem.n_kernels, kernel, cut.planes_of(problem, unit));
-      const int64_t layer = kernel * cut.slabs + unit % cut.slabs;
-      gather_planes(scene, board, grad_out + volume * problem.n_elements(),
-                    moments.data() + layer * n_peaks);
-    }
+  for_each_unit<T, Board<T>>(problem, cut, threads, [&](auto& scene, auto& board, int64_t unit) {
+    const int64_t volume = unit / cut.slabs, kernel = volume % problem.n_kernels;
+    const int64_t layer = kernel * cut.slabs + unit % cut.slabs;
+    gather_planes(scene, board, grad_out + volume * problem.n_elements(), moments.data() + layer * n_peaks);
   });
   add_layers(problem, cut.slabs, moments, grad_peaks, grad_weights, grad_widths);
 }

@@ -37,7 +37,10 @@ struct Focus {
   double edge, end;     // tangent = edge * (1 + end - per * |d|^2); edge is 0 without taper
   Pull pull;
   Reach axis[3];
-  int nearest_y, nearest_z;  // places in its tables of the voxels nearest to it
+  // Of splat_scene.h:
+  int nearest[3];  // places in its tables of the voxels nearest to it
+  float centre_z;  // where it lies, counted in places of its tables
+  size_t away;     // where its part of away_tables begins
 };
 
 // Rounded by itself: fused with an addition, it would decide differently which voxels are covered.

@@ -1,24 +1,32 @@
 // What forward and backward share: the foci of one volume, their tables, and their rows in one plane.
 //
 // The Gaussian is separable, so each focus gets three short tables (its distance to the voxels along
-// x, y and z, and the exponential of each); a voxel then costs one multiplication. Tables along z
-// are padded to whole blocks of kBlock, which is what the loops over a row run in: with voxels that are
-// infinitely far away.
+// x, y and z, and the exponential of each); a voxel then costs one multiplication. Tables along y
+// and z are padded to whole blocks of kBlock, which is what loops over them run in: with voxels that
+// are infinitely far away.
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 #include <vector>
 
 #include "common/checks.h"
 #include "common/multiversion.h"
+#include "common/parallel.h"
 #include "splat/splat_focus.h"
 
 namespace atlas_kernels {
 
 constexpr int kBlock = 8;
+
+// Of one sigma, along each axis: exp(-step^2 / (2 sigma^2)) and its square.
+struct Decay {
+  double sigma = 0, half[3] = {0, 0, 0}, whole[3] = {0, 0, 0};
+};
 
 // The foci of one study at one width that reach some planes, with their tables.
 template <typename T>
@@ -29,6 +37,8 @@ struct Scene {
   std::vector<double> mm_tables;      // voxel centre - peak
   std::vector<double> square_tables;  // its square
   std::vector<T> gauss_tables;        // exp(-square / (2 sigma^2)); 1 for spheres
+  std::vector<float> away_tables;     // of a single-precision scene, along z: |voxel - peak|, voxels
+  Decay decay;
   std::vector<int64_t> bucket_starts, buckets;  // foci that reach each plane, in their order
 
   explicit Scene(const SplatProblem& given) : problem(given) {}
@@ -43,6 +53,8 @@ struct Scene {
     return gauss_tables.data() + focus.axis[axis].table;
   }
 
+  const float* away(const Focus& focus) const { return away_tables.data() + focus.away; }
+
   // Numbers of the foci that reach plane x, from the first to behind the last.
   const int64_t* first_focus(int64_t x) const { return bucket(x); }
   const int64_t* last_focus(int64_t x) const { return bucket(x + 1); }
@@ -56,29 +68,48 @@ struct Scene {
 // Sets focus.unit and focus.pull so that the kernel sums to 1 over the voxels of an unbounded grid.
 void normalize_focus(const SplatProblem& problem, Focus& focus);
 
-// Fills sizes, span and distances of one axis, and gauss in double, on [begin, begin + n).
-void gauss_table(const SplatProblem& problem, const Focus& focus, int axis, Span span, bool exact,
-                 double* mm, double* square, double* gauss);
+// Fills the tables of one axis over `span`: distances, their squares and gauss, all in double. Returns
+// the place of the voxel nearest to the focus. With `decay`, which is kept from call to call, gauss is
+// quick to have and right to a few roundings, which float does not see.
+int64_t gauss_table(const SplatProblem& problem, const Focus& focus, int axis, Span span, Decay* decay,
+                    double* mm, double* square, double* gauss);
 
 void check(const SplatProblem& problem, int threads);
 
 template <typename T>
 void add_tables(Scene<T>& scene, Focus& focus, std::vector<double>& gauss) {
+  constexpr bool exact = sizeof(T) == sizeof(double);
   for (int axis = 0; axis < 3; ++axis) {
     Reach& reach = focus.axis[axis];
     const size_t n = static_cast<size_t>(reach.span.end - reach.span.begin);
-    const size_t padded = axis == 2 ? (n + kBlock - 1) / kBlock * kBlock : n;
+    const size_t padded = axis ? (n + kBlock - 1) / kBlock * kBlock : n;
     reach.table = scene.mm_tables.size();
     scene.mm_tables.resize(reach.table + padded);
     scene.square_tables.resize(reach.table + padded, HUGE_VAL);
     scene.gauss_tables.resize(reach.table + padded);
     gauss.resize(n);
-    gauss_table(scene.problem, focus, axis, reach.span, sizeof(T) == sizeof(double),
-                scene.mm_tables.data() + reach.table, scene.square_tables.data() + reach.table,
-                gauss.data());
+    focus.nearest[axis] = static_cast<int>(
+        gauss_table(scene.problem, focus, axis, reach.span, exact ? nullptr : &scene.decay,
+                    scene.mm_tables.data() + reach.table, scene.square_tables.data() + reach.table,
+                    gauss.data()));
     for (size_t i = 0; i < n; ++i) {
       scene.gauss_tables[reach.table + i] = static_cast<T>(gauss[i]);
     }
+  }
+}
+
+// The table that a row of floats compares with its radius: see Radii.
+template <typename T>
+void add_away(Scene<T>& scene, Focus& focus) {
+  if (!std::is_same_v<T, float>) return;
+  const Span span = focus.axis[2].span;
+  const size_t n = static_cast<size_t>(span.end - span.begin);
+  const double step = scene.problem.spacing[2];
+  focus.centre_z = static_cast<float>(-scene.mm(focus, 2)[0] / step);
+  focus.away = scene.away_tables.size();
+  scene.away_tables.resize(focus.away + (n + kBlock - 1) / kBlock * kBlock, HUGE_VALF);
+  for (size_t i = 0; i < n; ++i) {
+    scene.away_tables[focus.away + i] = std::abs(static_cast<float>(i) - focus.centre_z);
   }
 }
 
@@ -103,13 +134,6 @@ void fill_buckets(Scene<T>& scene) {
   });
 }
 
-template <typename T>
-int nearest(const Scene<T>& scene, const Focus& focus, int axis) {
-  const double* square = scene.square(focus, axis);
-  const Span span = focus.axis[axis].span;
-  return static_cast<int>(std::min_element(square, square + (span.end - span.begin)) - square);
-}
-
 // Makes `scene` that of another study and width; its vectors keep their memory.
 template <typename T>
 void set_scene(Scene<T>& scene, int64_t study, int64_t kernel, Span planes) {
@@ -119,6 +143,7 @@ void set_scene(Scene<T>& scene, int64_t study, int64_t kernel, Span planes) {
   scene.mm_tables.clear();
   scene.square_tables.clear();
   scene.gauss_tables.clear();
+  scene.away_tables.clear();
   std::vector<double> gauss;
   for (int64_t p = problem.offsets[study]; p < problem.offsets[study + 1]; ++p) {
     Focus focus = make_focus(problem, study, kernel, p);
@@ -132,8 +157,7 @@ void set_scene(Scene<T>& scene, int64_t study, int64_t kernel, Span planes) {
     if (!visible) continue;
     if (problem.normalize != SplatNormalize::peak) normalize_focus(problem, focus);
     add_tables(scene, focus, gauss);
-    focus.nearest_y = nearest(scene, focus, 1);
-    focus.nearest_z = nearest(scene, focus, 2);
+    add_away(scene, focus);
     scene.foci.push_back(focus);
   }
   fill_buckets(scene);
@@ -145,9 +169,9 @@ void set_scene(Scene<T>& scene, int64_t study, int64_t kernel, Span planes) {
 // squared distance, and its z2 add up to at most `limit`: the comparison that defines the support.
 struct Rows {
   double x2, gauss_x;
-  double limit;       // a box covers all of its tables
-  double nearest_z2;  // a row further away than this allows covers nothing
-  int first, n;       // n voxels, whole blocks, of the z table from `first` hold all that are covered
+  double limit;  // a box covers all of its tables
+  Span y;        // places in the y table of the rows with a covered voxel
+  int first, n;  // n voxels, whole blocks, of the z table from `first` hold all that are covered
 };
 
 template <typename T>
@@ -156,40 +180,130 @@ ATLAS_INLINE Rows plane_rows(const Scene<T>& scene, const Focus& focus, int64_t 
   const double *y2 = scene.square(focus, 1), *z2 = scene.square(focus, 2);
   const int size = static_cast<int>(focus.axis[2].span.end - focus.axis[2].span.begin);
   Rows rows{scene.square(focus, 0)[i], static_cast<double>(scene.gauss(focus, 0)[i]), HUGE_VAL,
-            z2[focus.nearest_z], 0, 0};
+            {0, focus.axis[1].span.end - focus.axis[1].span.begin}, 0, 0};
   int last = (size + kBlock - 1) & -kBlock;
   if (scene.problem.support != SplatSupport::box) {
     rows.limit = focus.radius2;
+    const double nearest_z2 = z2[focus.nearest[2]];
+    const auto empty = [&](int64_t j) { return rows.x2 + y2[j] + nearest_z2 > rows.limit; };
+    while (rows.y.begin < rows.y.end && empty(rows.y.begin)) ++rows.y.begin;
+    while (rows.y.begin < rows.y.end && empty(rows.y.end - 1)) --rows.y.end;
     // Of the longest row; of each block, the voxel nearest to the focus.
-    const double xy2 = rows.x2 + y2[focus.nearest_y];
-    while (rows.first + kBlock <= focus.nearest_z && xy2 + z2[rows.first + kBlock - 1] > rows.limit) {
+    const double xy2 = rows.x2 + y2[focus.nearest[1]];
+    while (rows.first + kBlock <= focus.nearest[2] && xy2 + z2[rows.first + kBlock - 1] > rows.limit) {
       rows.first += kBlock;
     }
-    while (last - kBlock > focus.nearest_z && xy2 + z2[last - kBlock] > rows.limit) last -= kBlock;
+    while (last - kBlock > focus.nearest[2] && xy2 + z2[last - kBlock] > rows.limit) last -= kBlock;
   }
   rows.n = last - rows.first;
   return rows;
 }
 
-// The values of one row: scale * gauss_z[i] + base + rise * z2[i]. Forward and backward must agree to
-// the bit on who wins a maximum, so both take them from here.
+// Which voxels of a row are covered: by definition, or `quick`, see Radii.
+template <bool quick>
+struct Cover {
+  const double* z2;
+  double xy2, limit;
+  ATLAS_INLINE int operator()(int i) const { return xy2 + z2[i] <= limit; }
+};
+template <>
+struct Cover<true> {
+  const float* away;
+  float radius;
+  ATLAS_INLINE int operator()(int i) const { return away[i] <= radius; }
+};
+
+// For each row of a focus in one plane, how far from the focus along z, in voxels, its last covered
+// voxels lie. That is one comparison of floats a voxel, where the definition takes a sum and a
+// comparison of doubles. A row with a voxel too near to the edge for both to decide alike gets -1.
+class Radii {
+ public:
+  explicit Radii(const SplatProblem& problem) : radii_(static_cast<size_t>(problem.shape[1] + kBlock)) {}
+
+  float operator[](int64_t row) const { return radii_[static_cast<size_t>(row)]; }
+
+  // In whole blocks of rows: tables along y are padded too.
+  ATLAS_INLINE void find(const Scene<float>& scene, const Focus& focus, const Rows& rows) {
+    const int64_t n = focus.axis[1].span.end - focus.axis[1].span.begin;
+    const double *y2 = scene.square(focus, 1), left = rows.limit - rows.x2;
+    const float per_step = static_cast<float>(1 / std::abs(scene.problem.spacing[2]));
+    const float centre = focus.centre_z;
+    float* ATLAS_RESTRICT radii = radii_.data();
+    if (!(left < HUGE_VAL)) {
+      std::fill_n(radii, n, HUGE_VALF);
+      return;
+    }
+    for (int64_t j = 0; j < ((n + kBlock - 1) & -kBlock); ++j) {
+      const double r2 = left - y2[j];
+      const float reach = std::sqrt(static_cast<float>(r2 > 0 ? r2 : 0)) * per_step;
+      const float unsure = std::min(to_whole(centre + reach), to_whole(centre - reach));
+      radii[j] = (unsure > 1e-3f) & (reach < 1000) ? reach : -1;  // floats hold such places to 1e-4
+    }
+  }
+
+ private:
+  // How far a place is from the nearest whole number.
+  static ATLAS_INLINE float to_whole(float place) {
+    constexpr float kWhole = 0x1.8p23f;
+    return std::abs((place + kWhole - kWhole) - place);
+  }
+
+  std::vector<float> radii_;
+};
+
+// One row: n voxels, whole blocks, from `start` in the plane on; the values of a focus there are
+// scale * gauss[i] + base + rise * z2[i]. Forward and backward must agree to the bit on who wins a
+// maximum, so both take them from here.
 template <typename T>
-struct RowValues {
+struct Row {
+  int64_t start, j;  // j: its place in the y table
+  int first, n;      // first: the place of its first voxel in the z table
+  double xy2, gauss_xy;
+  const T* gauss;
+  const double* z2;
   T scale, base, rise;
 
-  ATLAS_INLINE RowValues(const Focus& focus, double xy2, double gauss_xy) {
-    const double height = focus.weight * focus.unit;
-    scale = static_cast<T>(height * gauss_xy);
-    base = static_cast<T>(-height * focus.edge * (1 + focus.end - xy2 * focus.per));
-    rise = static_cast<T>(height * focus.edge * focus.per);
-  }
-
   template <bool taper>
-  ATLAS_INLINE T at(T gauss, double z2) const {
-    if constexpr (taper) return scale * gauss + (base + rise * static_cast<T>(z2));
-    return scale * gauss;
+  ATLAS_INLINE T at(int i) const {
+    if constexpr (taper) return scale * gauss[i] + (base + rise * static_cast<T>(z2[i]));
+    return scale * gauss[i];
   }
 };
+
+// Calls visit(row, cover) for each row of a focus in plane x that holds covered voxels.
+template <bool taper, typename T, typename Visit>
+ATLAS_INLINE void for_each_row(const Scene<T>& scene, const Focus& focus, int64_t x, Radii& radii,
+                               const Visit& visit) {
+  constexpr bool may_be_quick = !taper && std::is_same_v<T, float>;
+  const Rows rows = plane_rows(scene, focus, x);
+  if constexpr (may_be_quick) radii.find(scene, focus, rows);
+  const T* gauss_y = scene.gauss(focus, 1);
+  const double *y2 = scene.square(focus, 1), height = focus.weight * focus.unit;
+  const int64_t row_length = scene.problem.shape[2];
+  Row<T> row{};
+  row.start = (focus.axis[1].span.begin + rows.y.begin) * row_length + focus.axis[2].span.begin + rows.first;
+  row.first = rows.first;
+  row.n = rows.n;
+  row.gauss = scene.gauss(focus, 2) + rows.first;
+  row.z2 = scene.square(focus, 2) + rows.first;
+  for (row.j = rows.y.begin; row.j < rows.y.end; ++row.j, row.start += row_length) {
+    row.xy2 = rows.x2 + y2[row.j];
+    row.gauss_xy = rows.gauss_x * static_cast<double>(gauss_y[row.j]);
+    row.scale = static_cast<T>(height * row.gauss_xy);
+    if constexpr (taper) {
+      row.base = static_cast<T>(-height * focus.edge * (1 + focus.end - row.xy2 * focus.per));
+      row.rise = static_cast<T>(height * focus.edge * focus.per);
+    }
+    if constexpr (may_be_quick) {
+      const float radius = radii[row.j];
+      if (radius >= 0) {
+        visit(row, Cover<true>{scene.away(focus) + rows.first, radius});
+        continue;
+      }
+    }
+    visit(row, Cover<false>{row.z2, row.xy2, rows.limit});
+  }
+}
 
 // ---- the rows of a plane that any focus reaches ------------------------------------------------
 
@@ -240,28 +354,38 @@ struct Touched {
 // ---- how the work is cut ----------------------------------------------------------------------
 
 // The unit of work is a volume where there are many, and a slab of planes where there are few. The cut
-// does not depend on the number of threads, hence neither do the bits of a gradient. Threads take
-// several units at a time and keep their memory between them.
+// does not depend on the number of threads, hence neither do the bits of a gradient.
 struct Cut {
   int64_t planes, slabs, units;  // planes a slab, slabs a volume, slabs in all
-  int64_t share, items;          // units an item of parallel_for, items
 
-  Cut(const SplatProblem& problem, int threads) {
-    constexpr int64_t kManyVolumes = 16, kSlabPlanes = 16, kSharesPerThread = 8;
+  explicit Cut(const SplatProblem& problem) {
+    constexpr int64_t kManyVolumes = 16, kSlabPlanes = 16;
     const int64_t volumes = problem.n_studies * problem.n_kernels;
     planes = volumes >= kManyVolumes ? problem.shape[0] : kSlabPlanes;
     slabs = (problem.shape[0] + planes - 1) / planes;
     units = volumes * slabs;
-    share = std::max<int64_t>(1, units / (kSharesPerThread * threads));
-    items = (units + share - 1) / share;
   }
-
-  Span units_of(int64_t item) const { return {item * share, std::min(units, (item + 1) * share)}; }
 
   Span planes_of(const SplatProblem& problem, int64_t unit) const {
     const int64_t first = unit % slabs * planes;
     return {first, std::min(first + planes, problem.shape[0])};
   }
 };
+
+// Calls work(scene, canvas, unit) for each unit, with the scene of its planes. Each thread makes one
+// scene and one canvas, and takes the next unit when it is done with one.
+template <typename T, typename Canvas, typename Work>
+void for_each_unit(const SplatProblem& problem, const Cut& cut, int threads, const Work& work) {
+  std::atomic<int64_t> next{0};
+  parallel_for(std::min<int64_t>(threads, cut.units), threads, [&](int64_t) {
+    Scene<T> scene(problem);
+    Canvas canvas(problem);
+    for (int64_t unit; (unit = next.fetch_add(1)) < cut.units;) {
+      const int64_t volume = unit / cut.slabs;
+      set_scene(scene, volume / problem.n_kernels, volume % problem.n_kernels, cut.planes_of(problem, unit));
+      work(scene, canvas, unit);
+    }
+  });
+}
 
 }  // namespace atlas_kernels

@@ -28,8 +28,8 @@ struct Axis {
     mm.resize(n);
     square.resize(n);
     gauss.resize(n);
-    gauss_table(problem, focus, axis, span, true, mm.data(), square.data(), gauss.data());
-    nearest = static_cast<size_t>(std::min_element(square.begin(), square.end()) - square.begin());
+    nearest = static_cast<size_t>(
+        gauss_table(problem, focus, axis, span, nullptr, mm.data(), square.data(), gauss.data()));
     sums.resize(n + 1);
     for (size_t i = 0; i < n; ++i) {
       const double g = gauss[i], d = mm[i], dd = square[i];
@@ -82,6 +82,27 @@ Totals sum_ball(const Focus& focus, const Axis (&axes)[3]) {
   return total;
 }
 
+// exp of a quadratic on a lattice: neighbours differ by a factor that itself changes by a constant
+// factor, so two calls of exp make a table. Its error grows by one rounding a voxel and step.
+void fill_by_decay(const SplatProblem& problem, const Focus& focus, int axis, int64_t n, int64_t nearest,
+                   Decay& decay, const double* mm, double* gauss) {
+  const double sigma2 = focus.sigma * focus.sigma;
+  if (decay.sigma != focus.sigma) {
+    decay.sigma = focus.sigma;
+    for (int a = 0; a < 3; ++a) {
+      decay.half[a] = std::exp(-0.5 * problem.spacing[a] * problem.spacing[a] / sigma2);
+      decay.whole[a] = decay.half[a] * decay.half[a];
+    }
+  }
+  const double half = decay.half[axis], whole = decay.whole[axis];
+  const double tilt = std::exp(-mm[nearest] * problem.spacing[axis] / sigma2);
+  gauss[nearest] = std::exp(-0.5 * mm[nearest] * mm[nearest] / sigma2);
+  double factor = half * tilt;
+  for (int64_t i = nearest; i + 1 < n; ++i, factor *= whole) gauss[i + 1] = gauss[i] * factor;
+  factor = half / tilt;
+  for (int64_t i = nearest; i > 0; --i, factor *= whole) gauss[i - 1] = gauss[i] * factor;
+}
+
 }  // namespace
 
 void normalize_focus(const SplatProblem& problem, Focus& focus) {
@@ -101,11 +122,8 @@ void normalize_focus(const SplatProblem& problem, Focus& focus) {
   }
 }
 
-// exp of a quadratic on a lattice: neighbours differ by a factor that itself changes by a constant
-// factor, so four calls of exp make a table. Its error grows by one rounding a voxel and step, which
-// float does not see; `exact` calls exp for each voxel.
-void gauss_table(const SplatProblem& problem, const Focus& focus, int axis, Span span, bool exact,
-                 double* mm, double* square, double* gauss) {
+int64_t gauss_table(const SplatProblem& problem, const Focus& focus, int axis, Span span, Decay* decay,
+                    double* mm, double* square, double* gauss) {
   const int64_t n = span.end - span.begin;
   int64_t nearest = 0;
   for (int64_t i = 0; i < n; ++i) {
@@ -113,23 +131,16 @@ void gauss_table(const SplatProblem& problem, const Focus& focus, int axis, Span
     square[i] = mm[i] * mm[i];
     if (square[i] < square[nearest]) nearest = i;
   }
+  const double sigma2 = focus.sigma * focus.sigma, step = problem.spacing[axis];
+  const bool steep = step * step > 500 * sigma2;  // from voxel to voxel, further than a double reaches
   if (problem.mode == SplatMode::sphere) {
     std::fill_n(gauss, n, 1.0);
-    return;
-  }
-  const double sigma2 = focus.sigma * focus.sigma;
-  if (exact) {
+  } else if (!decay || steep) {
     for (int64_t i = 0; i < n; ++i) gauss[i] = std::exp(-0.5 * square[i] / sigma2);
-    return;
+  } else if (n > 0) {
+    fill_by_decay(problem, focus, axis, n, nearest, *decay, mm, gauss);
   }
-  if (n == 0) return;
-  const double step = problem.spacing[axis], bend = step * step / sigma2, ratio = std::exp(-bend);
-  const double tilt = mm[nearest] * step / sigma2;
-  gauss[nearest] = std::exp(-0.5 * square[nearest] / sigma2);
-  double factor = std::exp(-0.5 * bend - tilt);
-  for (int64_t i = nearest; i + 1 < n; ++i, factor *= ratio) gauss[i + 1] = gauss[i] * factor;
-  factor = std::exp(-0.5 * bend + tilt);
-  for (int64_t i = nearest; i > 0; --i, factor *= ratio) gauss[i - 1] = gauss[i] * factor;
+  return nearest;
 }
 
 void check(const SplatProblem& problem, int threads) {
