@@ -25,37 +25,12 @@ class Stream {
   Stream(const Stream&) = delete;
   Stream& operator=(const Stream&) = delete;
 
-  // Appends zeros.
-  void put_zeros(size_t bytes) { put<false>(nullptr, bytes); }
-
-  // Appends `bytes` from `source`.
+  // Appends `bytes` from `source`, zeros where it is null.
   void put(const void* source, size_t bytes) {
-    put<false>(static_cast<unsigned char*>(const_cast<void*>(source)), bytes);  // is not written to
-  }
-
-  // The same, and leaves zeros there, which costs nothing while memory is what is waited for.
-  void drain(void* source, size_t bytes) { put<true>(static_cast<unsigned char*>(source), bytes); }
-
-  // Writes what waits, and lets other threads see all of it.
-  void finish() {
-    std::memcpy(to_, line_, waiting_);
-    to_ += waiting_;
-    waiting_ = 0;
-#if defined(ATLAS_HAS_STREAM)
-    _mm_sfence();
-#endif
-  }
-
- private:
-  static constexpr size_t kLine = 64;
-
-  // From null: zeros.
-  template <bool clear>
-  void put(unsigned char* from, size_t bytes) {
+    auto* from = static_cast<const unsigned char*>(source);
     const auto take = [&](unsigned char* out, size_t n) {
       if (from) {
         std::memcpy(out, from, n);
-        if (clear) std::memset(from, 0, n);
         from += n;
       } else {
         std::memset(out, 0, n);
@@ -73,21 +48,33 @@ class Stream {
       take(line_ + waiting_, n);
       waiting_ += n;
       if (waiting_ < kLine) return;
-      write_lines<false>(line_, 1);
+      write_lines(line_, 1);
       waiting_ = 0;
     }
     const size_t lines = bytes / kLine;
-    from ? write_lines<clear>(from, lines) : write_zeros(lines);
+    from ? write_lines(from, lines) : write_zeros(lines);
     if (from) from += lines * kLine;
     bytes -= lines * kLine;
     waiting_ = bytes;
     take(line_, bytes);
   }
 
+  // Writes what waits, and lets other threads see all of it.
+  void finish() {
+    std::memcpy(to_, line_, waiting_);
+    to_ += waiting_;
+    waiting_ = 0;
 #if defined(ATLAS_HAS_STREAM)
-  template <bool clear>
-  void write_lines(unsigned char* from, size_t lines) {
-    has_avx() ? stream_wide<clear>(from, lines) : stream<clear>(from, lines);
+    _mm_sfence();
+#endif
+  }
+
+ private:
+  static constexpr size_t kLine = 64;
+
+#if defined(ATLAS_HAS_STREAM)
+  void write_lines(const unsigned char* from, size_t lines) {
+    has_avx() ? stream_wide(from, lines) : stream(from, lines);
     to_ += lines * kLine;
   }
 
@@ -101,15 +88,11 @@ class Stream {
     return has;
   }
 
-  template <bool clear>
-  void stream(unsigned char* from, size_t lines) {
-    auto* in = reinterpret_cast<__m128i*>(from);
+  void stream(const unsigned char* from, size_t lines) {
+    auto* in = reinterpret_cast<const __m128i*>(from);
     auto* out = reinterpret_cast<__m128i*>(to_);
     for (; lines; --lines, in += 4, out += 4) {
-      for (int i = 0; i < 4; ++i) {
-        _mm_stream_si128(out + i, _mm_loadu_si128(in + i));
-        if (clear) _mm_storeu_si128(in + i, _mm_setzero_si128());
-      }
+      for (int i = 0; i < 4; ++i) _mm_stream_si128(out + i, _mm_loadu_si128(in + i));
     }
   }
 
@@ -120,16 +103,11 @@ class Stream {
     }
   }
 
-  template <bool clear>
-  __attribute__((target("avx"))) void stream_wide(unsigned char* from, size_t lines) {
-    auto* in = reinterpret_cast<__m256i*>(from);
+  __attribute__((target("avx"))) void stream_wide(const unsigned char* from, size_t lines) {
+    auto* in = reinterpret_cast<const __m256i*>(from);
     auto* out = reinterpret_cast<__m256i*>(to_);
     for (; lines; --lines, in += 2, out += 2) {
       const __m256i a = _mm256_loadu_si256(in), b = _mm256_loadu_si256(in + 1);
-      if (clear) {
-        _mm256_storeu_si256(in, _mm256_setzero_si256());
-        _mm256_storeu_si256(in + 1, _mm256_setzero_si256());
-      }
       _mm256_stream_si256(out, a);
       _mm256_stream_si256(out + 1, b);
     }
@@ -143,10 +121,8 @@ class Stream {
     }
   }
 #else
-  template <bool clear>
-  void write_lines(unsigned char* from, size_t lines) {
+  void write_lines(const unsigned char* from, size_t lines) {
     std::memcpy(to_, from, lines * kLine);
-    if (clear) std::memset(from, 0, lines * kLine);
     to_ += lines * kLine;
   }
 

@@ -1,7 +1,7 @@
 // splat on the CPU, forward.
 //
 // One pass over the output: each plane is drawn in a canvas that stays in cache and then streamed out
-// whole, zeros included, past the cache, and the canvas cleared on the way. Memory is written once and never read.
+// whole, zeros included, past the cache. Memory is written once and never read.
 //
 // Loop order: volume (or slab of x-planes), plane, focus, row (x, y), z. Every plane is drawn in the
 // order of its foci, so neither threads nor slabs change the bits.
@@ -20,21 +20,29 @@
 namespace atlas_kernels {
 namespace {
 
-// What one thread draws in: one plane, and what leaves it next. `values` are 0 between planes.
+// What one thread draws in. `values` and `packed` are 0 outside of what is touched.
 template <typename T, typename Out>
 struct Canvas {
-  std::vector<char> drawn;   // for each row along y, whether foci reach it
+  Touched touched;
   std::vector<T> values;     // one plane
-  std::vector<T> chosen;     // of some voxels only
-  std::vector<Out> rounded;  // a piece of either, where Out is not T
-  Radii radii;
+  std::vector<Out> packed;   // the same rounded, where Out is not T
+  std::vector<Out> chosen;   // the same, of some voxels only
+  RowLimits limits;
+  static constexpr bool packs = !std::is_same_v<T, Out>;
 
-  explicit Canvas(const SplatProblem& problem) : radii(problem) {
+  explicit Canvas(const SplatProblem& problem) : touched(problem.shape[1]), limits(problem) {
     const size_t size = static_cast<size_t>(problem.shape[1] * problem.shape[2] + 2 * kBlock);
-    drawn.resize(static_cast<size_t>(problem.shape[1]));
     values.assign(size, T(0));
+    if (packs) packed.assign(size, Out{});
     if (problem.masked()) chosen.resize(size);
-    if (!std::is_same_v<T, Out>) rounded.resize(std::min<size_t>(size, 4096));
+  }
+
+  const Out* elements() const {
+    if constexpr (packs) {
+      return packed.data();
+    } else {
+      return values.data();
+    }
   }
 };
 
@@ -47,8 +55,8 @@ ATLAS_INLINE T combined(T before, T value) {
 
 // Voxels of a block that are not covered get the value 0, which changes nothing in any mode.
 template <SplatMode mode, bool taper, typename T>
-ATLAS_INLINE void draw_focus(const Scene<T>& scene, const Focus& focus, int64_t x, Radii& radii, T* plane) {
-  for_each_row<taper>(scene, focus, x, radii, [&](const Row<T>& row, const auto& cover) ATLAS_INLINED {
+ATLAS_INLINE void draw_focus(const Scene<T>& scene, const Focus& focus, int64_t x, RowLimits& limits, T* plane) {
+  for_each_row<taper>(scene, focus, x, limits, [&](const Row<T>& row, const auto& cover) ATLAS_INLINED {
     T* out = plane + row.start;
     ATLAS_INDEPENDENT
     for (int i = 0; i < (row.n & -kBlock); ++i) {
@@ -58,123 +66,118 @@ ATLAS_INLINE void draw_focus(const Scene<T>& scene, const Focus& focus, int64_t 
 }
 
 template <SplatMode mode, typename T>
-ATLAS_INLINE void draw_in_mode(const Scene<T>& scene, int64_t x, Radii& radii, T* plane) {
+ATLAS_INLINE void draw_in_mode(const Scene<T>& scene, int64_t x, RowLimits& limits, T* plane) {
   for (const int64_t* f = scene.first_focus(x); f != scene.last_focus(x); ++f) {
     const Focus& focus = scene.foci[static_cast<size_t>(*f)];
     if (focus.edge == 0) {
-      draw_focus<mode, false>(scene, focus, x, radii, plane);
+      draw_focus<mode, false>(scene, focus, x, limits, plane);
     } else {
-      draw_focus<mode, true>(scene, focus, x, radii, plane);
+      draw_focus<mode, true>(scene, focus, x, limits, plane);
     }
   }
 }
 
 template <typename T>
-ATLAS_INLINE void draw_plane(const Scene<T>& scene, int64_t x, Radii& radii, T* plane) {
+ATLAS_INLINE void draw_plane(const Scene<T>& scene, int64_t x, RowLimits& limits, T* plane) {
   const SplatMode mode = scene.problem.mode;
   if (mode == SplatMode::sum || scene.problem.count) {
-    draw_in_mode<SplatMode::sum>(scene, x, radii, plane);
+    draw_in_mode<SplatMode::sum>(scene, x, limits, plane);
   } else if (mode == SplatMode::union_) {
-    draw_in_mode<SplatMode::union_>(scene, x, radii, plane);
+    draw_in_mode<SplatMode::union_>(scene, x, limits, plane);
   } else {
-    draw_in_mode<SplatMode::max>(scene, x, radii, plane);
+    draw_in_mode<SplatMode::max>(scene, x, limits, plane);
   }
 }
 
-ATLAS_MULTIVERSION void draw(const Scene<float>& scene, int64_t x, Radii& radii, float* plane) {
-  draw_plane(scene, x, radii, plane);
+ATLAS_MULTIVERSION void draw(const Scene<float>& scene, int64_t x, RowLimits& limits, float* plane) {
+  draw_plane(scene, x, limits, plane);
 }
-ATLAS_MULTIVERSION void draw(const Scene<double>& scene, int64_t x, Radii& radii, double* plane) {
-  draw_plane(scene, x, radii, plane);
+ATLAS_MULTIVERSION void draw(const Scene<double>& scene, int64_t x, RowLimits& limits, double* plane) {
+  draw_plane(scene, x, limits, plane);
 }
 
-// Rounds n values, and leaves zeros in their place.
 template <typename T, typename Out>
-ATLAS_INLINE void round_values(T* ATLAS_RESTRICT values, Out* ATLAS_RESTRICT rounded, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) {
-    store(values[i], rounded[i]);
-    values[i] = 0;
-  }
+ATLAS_INLINE void pack_row(const T* ATLAS_RESTRICT values, Out* ATLAS_RESTRICT packed, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) store(values[i], packed[i]);
 }
 
-ATLAS_MULTIVERSION void round_off(float* values, BFloat16* rounded, int64_t n) {
-  round_values(values, rounded, n);
+ATLAS_MULTIVERSION void pack(const float* values, BFloat16* packed, int64_t n) {
+  pack_row(values, packed, n);
 }
-ATLAS_MULTIVERSION void round_off(float* values, Float16* rounded, int64_t n) {
-  round_values(values, rounded, n);
+ATLAS_MULTIVERSION void pack(const float* values, Float16* packed, int64_t n) {
+  pack_row(values, packed, n);
 }
-ATLAS_MULTIVERSION void round_off(float* values, uint8_t* rounded, int64_t n) {
-  round_values(values, rounded, n);
+ATLAS_MULTIVERSION void pack(const float* values, uint8_t* packed, int64_t n) {
+  pack_row(values, packed, n);
 }
 
-// Streams n values, rounded, and leaves zeros in their place.
+// Draws plane x into the canvas; false if it is empty.
 template <typename T, typename Out>
-void put_values(T* values, int64_t n, Canvas<T, Out>& canvas, Stream& stream) {
-  if constexpr (std::is_same_v<T, Out>) {
-    stream.drain(values, static_cast<size_t>(n) * sizeof(T));
-  } else {
-    const int64_t piece = static_cast<int64_t>(canvas.rounded.size());
-    for (int64_t i = 0; i < n; i += piece) {
-      const int64_t here = std::min(piece, n - i);
-      round_off(values + i, canvas.rounded.data(), here);
-      stream.put(canvas.rounded.data(), static_cast<size_t>(here) * sizeof(Out));
-    }
-  }
-}
-
-// Draws plane x into the canvas.
-template <typename T, typename Out>
-void fill_canvas(const Scene<T>& scene, int64_t x, Canvas<T, Out>& canvas) {
-  std::fill(canvas.drawn.begin(), canvas.drawn.end(), false);
+bool fill_canvas(const Scene<T>& scene, int64_t x, Canvas<T, Out>& canvas) {
   for (const int64_t* f = scene.first_focus(x); f != scene.last_focus(x); ++f) {
-    const Span y = scene.foci[static_cast<size_t>(*f)].axis[1].span;
-    std::fill(canvas.drawn.begin() + y.begin, canvas.drawn.begin() + y.end, true);
+    canvas.touched.add(scene.foci[static_cast<size_t>(*f)]);
   }
-  draw(scene, x, canvas.radii, canvas.values.data());
+  if (!canvas.touched.any()) return false;
+  draw(scene, x, canvas.limits, canvas.values.data());
+  if constexpr (Canvas<T, Out>::packs) {
+    canvas.touched.for_each(scene.problem.shape[2], [&](int64_t first, int64_t n) {
+      pack(canvas.values.data() + first, canvas.packed.data() + first, n);
+    });
+  }
+  return true;
 }
 
-// The elements of a plane that the mask holds, in its order; leaves the canvas empty.
+// In whole blocks, which costs less than counting; what is cleared too much is 0 already, or will be.
 template <typename T, typename Out>
-void put_chosen(const SplatProblem& problem, int64_t x, Canvas<T, Out>& canvas, Stream& stream) {
+ATLAS_INLINE void clear_rows(int64_t row_length, Canvas<T, Out>& canvas) {
+  canvas.touched.for_each(row_length, [&](int64_t first, int64_t n) {
+    for (int64_t i = first; i < first + n; i += kBlock) {
+      std::fill_n(canvas.values.data() + i, kBlock, T(0));
+      if constexpr (Canvas<T, Out>::packs) std::fill_n(canvas.packed.data() + i, kBlock, Out{});
+    }
+  });
+  canvas.touched.clear();
+}
+
+// The elements of a plane that the mask holds, in its order: [*n of them].
+template <typename T, typename Out>
+const Out* choose_elements(const SplatProblem& problem, int64_t x, Canvas<T, Out>& canvas, size_t* n) {
   const int64_t plane_size = problem.shape[1] * problem.shape[2], start = x * plane_size;
   const int64_t* end = problem.voxels + problem.n_voxels;
   const int64_t* first = std::lower_bound(problem.voxels, end, start);
   const int64_t* last = std::lower_bound(first, end, start + plane_size);
-  if (std::find(canvas.drawn.begin(), canvas.drawn.end(), true) == canvas.drawn.end()) {
-    return stream.put_zeros(static_cast<size_t>(last - first) * sizeof(Out));
-  }
-  T *values = canvas.values.data(), *chosen = canvas.chosen.data();
-  for (const int64_t* voxel = first; voxel < last; ++voxel) *chosen++ = values[*voxel - start];
-  std::fill_n(values, plane_size, T(0));
-  put_values(canvas.chosen.data(), last - first, canvas, stream);
+  Out* chosen = canvas.chosen.data();
+  for (const int64_t* voxel = first; voxel < last; ++voxel) *chosen++ = canvas.elements()[*voxel - start];
+  *n = static_cast<size_t>(last - first);
+  return canvas.chosen.data();
 }
 
-// Rows that no focus reaches are not read.
+// A plane in three pieces, of which the first and the last are empty rows and need not be read.
 template <typename T, typename Out>
-void put_plane(const SplatProblem& problem, Canvas<T, Out>& canvas, Stream& stream) {
-  const int64_t n = problem.shape[1], row = problem.shape[2];
-  const char* drawn = canvas.drawn.data();
-  for (int64_t y = 0, next; y < n; y = next) {
-    next = std::find(drawn + y, drawn + n, !drawn[y]) - drawn;
-    if (drawn[y]) {
-      put_values(canvas.values.data() + y * row, (next - y) * row, canvas, stream);
-    } else {
-      stream.put_zeros(static_cast<size_t>((next - y) * row) * sizeof(Out));
-    }
-  }
+void put_plane(const SplatProblem& problem, const Canvas<T, Out>& canvas, Stream& stream) {
+  const int64_t rows = problem.shape[1], bytes = problem.shape[2] * static_cast<int64_t>(sizeof(Out));
+  const int64_t first = std::min(canvas.touched.first_y, rows);
+  const int64_t last = std::max(first, std::min(canvas.touched.last_y, rows));
+  stream.put(nullptr, static_cast<size_t>(first * bytes));
+  stream.put(canvas.elements() + first * problem.shape[2], static_cast<size_t>((last - first) * bytes));
+  stream.put(nullptr, static_cast<size_t>((rows - last) * bytes));
 }
 
 // Draws the scene's planes and streams them to `out`.
 template <typename T, typename Out>
 void write_planes(const Scene<T>& scene, Canvas<T, Out>& canvas, Out* out) {
+  const SplatProblem& problem = scene.problem;
   Stream stream(out);
   for (int64_t x = scene.planes.begin; x < scene.planes.end; ++x) {
-    fill_canvas(scene, x, canvas);
-    if (scene.problem.masked()) {
-      put_chosen(scene.problem, x, canvas, stream);
+    const bool drawn = fill_canvas(scene, x, canvas);
+    if (problem.masked()) {
+      size_t n;
+      const Out* elements = choose_elements(problem, x, canvas, &n);
+      stream.put(drawn ? elements : nullptr, n * sizeof(Out));
     } else {
-      put_plane(scene.problem, canvas, stream);
+      put_plane(problem, canvas, stream);
     }
+    if (drawn) clear_rows(problem.shape[2], canvas);
   }
 }
 

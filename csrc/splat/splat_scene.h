@@ -37,7 +37,7 @@ struct Scene {
   std::vector<double> mm_tables;      // voxel centre - peak
   std::vector<double> square_tables;  // its square
   std::vector<T> gauss_tables;        // exp(-square / (2 sigma^2)); 1 for spheres
-  std::vector<float> away_tables;     // of a single-precision scene, along z: |voxel - peak|, voxels
+  std::vector<float> z2_floats;       // of a single-precision scene, the squares along z
   Decay decay;
   std::vector<int64_t> bucket_starts, buckets;  // foci that reach each plane, in their order
 
@@ -53,7 +53,7 @@ struct Scene {
     return gauss_tables.data() + focus.axis[axis].table;
   }
 
-  const float* away(const Focus& focus) const { return away_tables.data() + focus.away; }
+  const float* z2_float(const Focus& focus) const { return z2_floats.data() + focus.z2_floats; }
 
   // Numbers of the foci that reach plane x, from the first to behind the last.
   const int64_t* first_focus(int64_t x) const { return bucket(x); }
@@ -73,6 +73,11 @@ void normalize_focus(const SplatProblem& problem, Focus& focus);
 // quick to have and right to a few roundings, which float does not see.
 int64_t gauss_table(const SplatProblem& problem, const Focus& focus, int axis, Span span, Decay* decay,
                     double* mm, double* square, double* gauss);
+
+// Whether distances to a focus are such that floats tell the covered voxels from the others: squares of
+// whole eighths of a millimetre, which floats hold exactly, and none of them near to radius2. So it is
+// for most peaks as they are printed.
+bool floats_decide(const SplatProblem& problem, const Focus& focus);
 
 void check(const SplatProblem& problem, int threads);
 
@@ -98,19 +103,18 @@ void add_tables(Scene<T>& scene, Focus& focus, std::vector<double>& gauss) {
   }
 }
 
-// The table that a row of floats compares with its radius: see Radii.
+// What RowLimits needs.
 template <typename T>
-void add_away(Scene<T>& scene, Focus& focus) {
+void add_z2_floats(Scene<T>& scene, Focus& focus) {
   if (!std::is_same_v<T, float>) return;
   const Span span = focus.axis[2].span;
   const size_t n = static_cast<size_t>(span.end - span.begin);
-  const double step = scene.problem.spacing[2];
-  focus.centre_z = static_cast<float>(-scene.mm(focus, 2)[0] / step);
-  focus.away = scene.away_tables.size();
-  scene.away_tables.resize(focus.away + (n + kBlock - 1) / kBlock * kBlock, HUGE_VALF);
-  for (size_t i = 0; i < n; ++i) {
-    scene.away_tables[focus.away + i] = std::abs(static_cast<float>(i) - focus.centre_z);
-  }
+  const double* z2 = scene.square(focus, 2);
+  focus.centre_z = static_cast<float>(-scene.mm(focus, 2)[0] / scene.problem.spacing[2]);
+  focus.floats_decide = floats_decide(scene.problem, focus);
+  focus.z2_floats = scene.z2_floats.size();
+  scene.z2_floats.resize(focus.z2_floats + (n + kBlock - 1) / kBlock * kBlock, HUGE_VALF);
+  for (size_t i = 0; i < n; ++i) scene.z2_floats[focus.z2_floats + i] = static_cast<float>(z2[i]);
 }
 
 template <typename T>
@@ -143,7 +147,7 @@ void set_scene(Scene<T>& scene, int64_t study, int64_t kernel, Span planes) {
   scene.mm_tables.clear();
   scene.square_tables.clear();
   scene.gauss_tables.clear();
-  scene.away_tables.clear();
+  scene.z2_floats.clear();
   std::vector<double> gauss;
   for (int64_t p = problem.offsets[study]; p < problem.offsets[study + 1]; ++p) {
     Focus focus = make_focus(problem, study, kernel, p);
@@ -157,7 +161,7 @@ void set_scene(Scene<T>& scene, int64_t study, int64_t kernel, Span planes) {
     if (!visible) continue;
     if (problem.normalize != SplatNormalize::peak) normalize_focus(problem, focus);
     add_tables(scene, focus, gauss);
-    add_away(scene, focus);
+    add_z2_floats(scene, focus);
     scene.foci.push_back(focus);
   }
   fill_buckets(scene);
@@ -199,7 +203,7 @@ ATLAS_INLINE Rows plane_rows(const Scene<T>& scene, const Focus& focus, int64_t 
   return rows;
 }
 
-// Which voxels of a row are covered: by definition, or `quick`, see Radii.
+// Which voxels of a row are covered: by definition, or `quick`, see RowLimits.
 template <bool quick>
 struct Cover {
   const double* z2;
@@ -208,19 +212,20 @@ struct Cover {
 };
 template <>
 struct Cover<true> {
-  const float* away;
-  float radius;
-  ATLAS_INLINE int operator()(int i) const { return away[i] <= radius; }
+  const float* z2;
+  float limit;
+  ATLAS_INLINE int operator()(int i) const { return z2[i] <= limit; }
 };
 
-// For each row of a focus in one plane, how far from the focus along z, in voxels, its last covered
-// voxels lie. That is one comparison of floats a voxel, where the definition takes a sum and a
-// comparison of doubles. A row with a voxel too near to the edge for both to decide alike gets -1.
-class Radii {
+// For each row of a focus in one plane the greatest z2 that is covered, so that covering costs one
+// comparison of floats a voxel, where the definition takes a sum and a comparison of doubles. A row with
+// a voxel too near to the edge for both to decide alike gets -1.
+class RowLimits {
  public:
-  explicit Radii(const SplatProblem& problem) : radii_(static_cast<size_t>(problem.shape[1] + kBlock)) {}
+  explicit RowLimits(const SplatProblem& problem)
+      : limits_(static_cast<size_t>(problem.shape[1] + kBlock)) {}
 
-  float operator[](int64_t row) const { return radii_[static_cast<size_t>(row)]; }
+  float operator[](int64_t row) const { return limits_[static_cast<size_t>(row)]; }
 
   // In whole blocks of rows: tables along y are padded too.
   ATLAS_INLINE void find(const Scene<float>& scene, const Focus& focus, const Rows& rows) {
@@ -228,16 +233,20 @@ class Radii {
     const double *y2 = scene.square(focus, 1), left = rows.limit - rows.x2;
     const float per_step = static_cast<float>(1 / std::abs(scene.problem.spacing[2]));
     const float centre = focus.centre_z;
-    float* ATLAS_RESTRICT radii = radii_.data();
+    float* ATLAS_RESTRICT limits = limits_.data();
     if (!(left < HUGE_VAL)) {
-      std::fill_n(radii, n, HUGE_VALF);
-      return;
-    }
-    for (int64_t j = 0; j < ((n + kBlock - 1) & -kBlock); ++j) {
-      const double r2 = left - y2[j];
-      const float reach = std::sqrt(static_cast<float>(r2 > 0 ? r2 : 0)) * per_step;
-      const float unsure = std::min(to_whole(centre + reach), to_whole(centre - reach));
-      radii[j] = (unsure > 1e-3f) & (reach < 1000) ? reach : -1;  // floats hold such places to 1e-4
+      std::fill_n(limits, n, HUGE_VALF);
+    } else if (focus.floats_decide) {
+      for (int64_t j = 0; j < ((n + kBlock - 1) & -kBlock); ++j) {
+        limits[j] = static_cast<float>(left - y2[j]);
+      }
+    } else {
+      for (int64_t j = 0; j < ((n + kBlock - 1) & -kBlock); ++j) {
+        const double r2 = left - y2[j];
+        const float limit = static_cast<float>(r2 > 0 ? r2 : 0), reach = std::sqrt(limit) * per_step;
+        const float unsure = std::min(to_whole(centre + reach), to_whole(centre - reach));
+        limits[j] = (unsure > 1e-3f) & (reach < 1000) ? limit : -1;  // floats hold such places to 1e-4
+      }
     }
   }
 
@@ -248,7 +257,7 @@ class Radii {
     return std::abs((place + kWhole - kWhole) - place);
   }
 
-  std::vector<float> radii_;
+  std::vector<float> limits_;
 };
 
 // One row: n voxels, whole blocks, from `start` in the plane on; the values of a focus there are
@@ -272,11 +281,11 @@ struct Row {
 
 // Calls visit(row, cover) for each row of a focus in plane x that holds covered voxels.
 template <bool taper, typename T, typename Visit>
-ATLAS_INLINE void for_each_row(const Scene<T>& scene, const Focus& focus, int64_t x, Radii& radii,
+ATLAS_INLINE void for_each_row(const Scene<T>& scene, const Focus& focus, int64_t x, RowLimits& limits,
                                const Visit& visit) {
   constexpr bool may_be_quick = !taper && std::is_same_v<T, float>;
   const Rows rows = plane_rows(scene, focus, x);
-  if constexpr (may_be_quick) radii.find(scene, focus, rows);
+  if constexpr (may_be_quick) limits.find(scene, focus, rows);
   const T* gauss_y = scene.gauss(focus, 1);
   const double *y2 = scene.square(focus, 1), height = focus.weight * focus.unit;
   const int64_t row_length = scene.problem.shape[2];
@@ -295,9 +304,9 @@ ATLAS_INLINE void for_each_row(const Scene<T>& scene, const Focus& focus, int64_
       row.rise = static_cast<T>(height * focus.edge * focus.per);
     }
     if constexpr (may_be_quick) {
-      const float radius = radii[row.j];
-      if (radius >= 0) {
-        visit(row, Cover<true>{scene.away(focus) + rows.first, radius});
+      const float limit = limits[row.j];
+      if (limit >= 0) {
+        visit(row, Cover<true>{scene.z2_float(focus) + rows.first, limit});
         continue;
       }
     }

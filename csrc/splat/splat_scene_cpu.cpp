@@ -143,6 +143,19 @@ int64_t gauss_table(const SplatProblem& problem, const Focus& focus, int axis, S
   return nearest;
 }
 
+bool floats_decide(const SplatProblem& problem, const Focus& focus) {
+  constexpr double kExact = 1 << 24;  // whole numbers up to it are floats
+  const auto is_whole = [](double value) { return std::abs(value) < kExact && value == std::rint(value); };
+  for (int axis = 0; axis < 3; ++axis) {
+    const bool eighths = is_whole(8 * problem.spacing[axis]) &&
+                         is_whole(8 * (problem.origin[axis] - focus.mm[axis]));
+    if (!eighths) return false;
+  }
+  const double radius2 = 64 * focus.radius2;  // of squares in 64ths of mm^2
+  const double gap = std::abs(radius2 - std::rint(radius2));
+  return radius2 < kExact / 2 && (gap == 0 || gap > 4 * radius2 / kExact);
+}
+
 void check(const SplatProblem& problem, int threads) {
   require(problem.n_studies >= 0 && problem.n_kernels >= 0, "splat: negative number of studies or widths");
   require(problem.widths_of == SplatWidths::kernels || problem.n_kernels == 1,
