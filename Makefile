@@ -62,8 +62,11 @@ lint:
 	$(BIN)/mypy
 	PYTHONPATH=. $(BIN)/lint-imports
 
+# Two files at a time, each on one thread; those with slow tests come first.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 test: install $(STAMPS)/dvc lint
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 # The quick round while working: needs a warm .venv.
 check: lint
@@ -82,7 +85,7 @@ gpu-check: install
 
 # Long runs: what `make test` samples, at full size.
 soak: install $(STAMPS)/dvc
-	ATLAS_SOAK=1 $(BIN)/python -m pytest
+	ATLAS_SOAK=1 $(PYTEST)
 
 clean:
 	rm -rf build *.egg-info web/static web/frontend/node_modules atlas_kernels/*.so $(STAMPS)

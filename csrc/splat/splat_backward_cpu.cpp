@@ -38,7 +38,9 @@ struct Board {
   const T neutral;
 
   explicit Board(const SplatProblem& problem)
-      : touched(problem.shape[1]), limits(problem), neutral(problem.mode == SplatMode::union_ ? T(1) : T(0)) {
+      : touched(problem.shape[1]),
+        limits(problem),
+        neutral(problem.mode == SplatMode::union_ ? T(1) : T(0)) {
     const size_t size = static_cast<size_t>(problem.shape[1] * problem.shape[2] + 2 * kBlock);
     if (problem.mode != SplatMode::sum) value.assign(size, neutral);
     grad.assign(size, T(0));
@@ -66,7 +68,7 @@ ATLAS_INLINE T rest_of(T value) {
 
 template <SplatMode mode, bool taper, typename T>
 ATLAS_INLINE void mark_focus(const Scene<T>& scene, const Focus& focus, int64_t x, Board<T>& board) {
-  for_each_row<taper>(scene, focus, x, board.limits, [&](const Row<T>& row, const auto& cover) ATLAS_INLINED {
+  const auto visit = [&](const Row<T>& row, const auto& cover) ATLAS_INLINED {
     T* best = board.value.data() + row.start;
     ATLAS_INDEPENDENT
     for (int i = 0; i < (row.n & -kBlock); ++i) {
@@ -77,7 +79,8 @@ ATLAS_INLINE void mark_focus(const Scene<T>& scene, const Focus& focus, int64_t 
         best[i] = value > best[i] ? value : best[i];
       }
     }
-  });
+  };
+  for_each_row<taper>(scene, focus, x, board.limits, visit);
 }
 
 // 1 where a focus has the maximum, which it then takes away, so that the first of equals has it.
@@ -98,7 +101,7 @@ ATLAS_INLINE void gather_rows(const Scene<T>& scene, const Focus& focus, int64_t
   const double *mm_y = scene.mm(focus, 1), *y2 = scene.square(focus, 1);
   T* columns = board.columns.data();
   T* board_values = board.value.data();
-  for_each_row<taper>(scene, focus, x, board.limits, [&](const Row<T>& row, const auto& cover) ATLAS_INLINED {
+  const auto visit = [&](const Row<T>& row, const auto& cover) ATLAS_INLINED {
     T *sum = columns + row.first, *sum_y = sum + stride, *sum_yy = sum_y + stride;
     T *flat = sum_yy + stride, *flat_y = flat + stride, *flat_yy = flat_y + stride;
     const T* here = grad + row.start;
@@ -122,7 +125,8 @@ ATLAS_INLINE void gather_rows(const Scene<T>& scene, const Focus& focus, int64_t
         flat_yy[i] += of_yy * flow;
       }
     }
-  });
+  };
+  for_each_row<taper>(scene, focus, x, board.limits, visit);
 }
 
 // Closes a plane: the factors of z, and those of x.

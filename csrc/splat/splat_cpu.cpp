@@ -55,7 +55,8 @@ ATLAS_INLINE T combined(T before, T value) {
 
 // Voxels of a block that are not covered get the value 0, which changes nothing in any mode.
 template <SplatMode mode, bool taper, typename T>
-ATLAS_INLINE void draw_focus(const Scene<T>& scene, const Focus& focus, int64_t x, RowLimits& limits, T* plane) {
+ATLAS_INLINE void draw_focus(const Scene<T>& scene, const Focus& focus, int64_t x, RowLimits& limits,
+                             T* plane) {
   for_each_row<taper>(scene, focus, x, limits, [&](const Row<T>& row, const auto& cover) ATLAS_INLINED {
     T* out = plane + row.start;
     ATLAS_INDEPENDENT

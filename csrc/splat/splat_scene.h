@@ -290,7 +290,8 @@ ATLAS_INLINE void for_each_row(const Scene<T>& scene, const Focus& focus, int64_
   const double *y2 = scene.square(focus, 1), height = focus.weight * focus.unit;
   const int64_t row_length = scene.problem.shape[2];
   Row<T> row{};
-  row.start = (focus.axis[1].span.begin + rows.y.begin) * row_length + focus.axis[2].span.begin + rows.first;
+  row.start = (focus.axis[1].span.begin + rows.y.begin) * row_length;
+  row.start += focus.axis[2].span.begin + rows.first;
   row.first = rows.first;
   row.n = rows.n;
   row.gauss = scene.gauss(focus, 2) + rows.first;
@@ -391,7 +392,8 @@ void for_each_unit(const SplatProblem& problem, const Cut& cut, int threads, con
     Canvas canvas(problem);
     for (int64_t unit; (unit = next.fetch_add(1)) < cut.units;) {
       const int64_t volume = unit / cut.slabs;
-      set_scene(scene, volume / problem.n_kernels, volume % problem.n_kernels, cut.planes_of(problem, unit));
+      set_scene(scene, volume / problem.n_kernels, volume % problem.n_kernels,
+                cut.planes_of(problem, unit));
       work(scene, canvas, unit);
     }
   });

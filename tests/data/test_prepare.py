@@ -142,6 +142,7 @@ def test_twins_share_a_side(neurosynth: Dataset) -> None:
     assert all(side[a] == side[b] for a, b in pairs)
 
 
+@pytest.mark.slow
 def test_the_benchmarks_rules_give_the_benchmarks_studies(tmp_path: Path) -> None:
     """At most 8 mm from the mask, at least five peaks: the studies of the published baselines."""
     splits = require_splits()
@@ -170,6 +171,7 @@ def _labels(folder: Path) -> Join:
     return Join.parse(f"{folder / 'n.csv'}:pmid:n")
 
 
+@pytest.mark.slow
 def test_a_subset_of_neurosynth(tmp_path: Path) -> None:
     settings = Settings(source="neurosynth", data_dir=require_neurosynth(), subset=1000)
     data = prepare(settings, tmp_path / "sub")

@@ -497,7 +497,7 @@ def test_an_unknown_backend() -> None:
         {"eps": None},
         {"eps": "1e-5"},
     ],
-    ids=str,
+    ids=lambda changes: ", ".join(f"{k}={type(v).__name__}" for k, v in changes.items()),
 )
 def test_wrong_types(changes: dict, name: str) -> None:
     with pytest.raises(TypeError, match=f"{next(iter(changes))} must be a"):

@@ -71,6 +71,7 @@ def test_the_same_seed_gives_the_same_weights(
     assert_same_weights(train(SMOKE, bundled, tmp_path / "again"), tiny_run)
 
 
+@pytest.mark.slow
 def test_a_run_stopped_by_ctrl_c_resumes_to_the_same_weights(
     tiny_run: Path, bundled: Dataset, tmp_path: Path
 ) -> None:
