@@ -111,11 +111,13 @@ ATLAS_INLINE void gather_rows(const Scene<T>& scene, const Focus& focus, int64_t
     const T of_y = static_cast<T>(dy), of_yy = static_cast<T>(yy);
     ATLAS_INDEPENDENT
     for (int i = 0; i < (row.n & -kBlock); ++i) {
-      T flow = kept(here[i], cover(i));
+      T flow = here[i];
+      int counts = cover(i);
       if constexpr (mode == SplatMode::max) {
-        flow = kept(flow, wins(kept(row.template at<taper>(i), cover(i)), best[i]));
+        counts = wins(kept(row.template at<taper>(i), counts), best[i]);
       }
       if constexpr (mode == SplatMode::union_) flow *= best[i] / rest_of(row.template at<taper>(i));
+      flow = kept(flow, counts);
       sum[i] += one * flow;
       sum_y[i] += one_y * flow;
       sum_yy[i] += one_yy * flow;
