@@ -62,7 +62,7 @@ lint:
 	$(BIN)/mypy
 	PYTHONPATH=. $(BIN)/lint-imports
 
-# Two files at a time, each on one thread; those with slow tests come first.
+# Two files at a time; those with slow tests come first.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test: install $(STAMPS)/dvc lint
