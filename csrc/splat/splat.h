@@ -12,9 +12,9 @@
 //   sphere     1 where any sphere reaches, or with `count` the number of those that do
 // Maths and gradients: docs/kernels/splat.md.
 //
-// Implementations: splat_cpu.cpp, splat_backward_cpu.cpp and splat_cuda.cu here;
-// atlas_kernels/splat/reference.py (PyTorch, the specification) and numba_kernel.py. Plain pointers and sizes: neither Python nor
-// torch is needed to call this.
+// Implementations: splat_cpu.cpp, splat_backward_cpu.cpp and splat_cuda.cu here; in atlas_kernels/splat
+// reference.py (PyTorch, the specification), numba_kernel.py and triton_kernel.py. Plain pointers and
+// sizes: neither Python nor torch is needed to call this.
 #pragma once
 
 #include <cstdint>
