@@ -174,24 +174,14 @@ ATLAS_INLINE void gather_focus(const Scene<T>& scene, const Focus& focus, int64_
 template <SplatMode mode, typename T>
 ATLAS_INLINE void gather_in_mode(const Scene<T>& scene, int64_t x, Board<T>& board, const T* grad,
                                  Moments* moments) {
-  const auto for_each_focus = [&](const auto& plain, const auto& tapered) ATLAS_INLINED {
-    for (const int64_t* f = scene.first_focus(x); f != scene.last_focus(x); ++f) {
-      const Focus& focus = scene.foci[static_cast<size_t>(*f)];
-      focus.edge == 0 ? plain(focus) : tapered(focus);
-    }
-  };
   if constexpr (mode != SplatMode::sum) {
-    for_each_focus(
-        [&](const Focus& focus) ATLAS_INLINED { mark_focus<mode, false>(scene, focus, x, board); },
-        [&](const Focus& focus) ATLAS_INLINED { mark_focus<mode, true>(scene, focus, x, board); });
+    for_each_focus(scene, x, [&](const Focus& focus, auto taper) ATLAS_INLINED {
+      mark_focus<mode, decltype(taper)::value>(scene, focus, x, board);
+    });
   }
-  for_each_focus(
-      [&](const Focus& focus) ATLAS_INLINED {
-        gather_focus<mode, false>(scene, focus, x, board, grad, moments);
-      },
-      [&](const Focus& focus) ATLAS_INLINED {
-        gather_focus<mode, true>(scene, focus, x, board, grad, moments);
-      });
+  for_each_focus(scene, x, [&](const Focus& focus, auto taper) ATLAS_INLINED {
+    gather_focus<mode, decltype(taper)::value>(scene, focus, x, board, grad, moments);
+  });
 }
 
 template <typename T>

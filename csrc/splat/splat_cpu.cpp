@@ -68,14 +68,9 @@ ATLAS_INLINE void draw_focus(const Scene<T>& scene, const Focus& focus, int64_t 
 
 template <SplatMode mode, typename T>
 ATLAS_INLINE void draw_in_mode(const Scene<T>& scene, int64_t x, RowLimits& limits, T* plane) {
-  for (const int64_t* f = scene.first_focus(x); f != scene.last_focus(x); ++f) {
-    const Focus& focus = scene.foci[static_cast<size_t>(*f)];
-    if (focus.edge == 0) {
-      draw_focus<mode, false>(scene, focus, x, limits, plane);
-    } else {
-      draw_focus<mode, true>(scene, focus, x, limits, plane);
-    }
-  }
+  for_each_focus(scene, x, [&](const Focus& focus, auto taper) ATLAS_INLINED {
+    draw_focus<mode, decltype(taper)::value>(scene, focus, x, limits, plane);
+  });
 }
 
 template <typename T>

@@ -279,6 +279,19 @@ struct Row {
   }
 };
 
+// Calls visit(focus, taper) for each focus that reaches plane x, in their order; `taper` is a constant.
+template <typename T, typename Visit>
+ATLAS_INLINE void for_each_focus(const Scene<T>& scene, int64_t x, const Visit& visit) {
+  for (const int64_t* f = scene.first_focus(x); f != scene.last_focus(x); ++f) {
+    const Focus& focus = scene.foci[static_cast<size_t>(*f)];
+    if (focus.edge == 0) {
+      visit(focus, std::false_type());
+    } else {
+      visit(focus, std::true_type());
+    }
+  }
+}
+
 // Calls visit(row, cover) for each row of a focus in plane x that holds covered voxels.
 template <bool taper, typename T, typename Visit>
 ATLAS_INLINE void for_each_row(const Scene<T>& scene, const Focus& focus, int64_t x, RowLimits& limits,
