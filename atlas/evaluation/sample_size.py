@@ -21,7 +21,6 @@ from .imputation import Z90, r_squared
 
 STRENGTHS = np.logspace(-1, 4, 12)  # of the peer's ridge
 SCALES = (-14.0, 3.0)  # bounds of a log prior variance
-ROUNDS = 3  # of alternating between mean and variance
 
 
 class Prediction(NamedTuple):
@@ -66,62 +65,59 @@ def _standardise(x: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Posterior:
-    """Weights of a weighted Bayesian linear regression: mean (F,), covariance (F, F)."""
+    """Weights of a Bayesian linear regression: mean (F,), covariance (F, F); noise variance."""
 
     mean: np.ndarray
     covariance: np.ndarray
     centre: np.ndarray
     intercept: float
+    noise: float
 
-    def predict(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return mean and variance of the regression line, without noise, (S,) each."""
+    def predict(self, x: np.ndarray) -> np.ndarray:
+        """Return the mean of the regression line, (S,)."""
+        return np.asarray(self.intercept + (x - self.centre) @ self.mean)
+
+    def leave_one_out(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Return the residual of each study from a fit without it, in closed form, (S,)."""
         d = x - self.centre
-        spread = np.einsum("sf,fg,sg->s", d, self.covariance, d)
-        return self.intercept + d @ self.mean, spread
-
-    def leave_one_out(self, x: np.ndarray, y: np.ndarray, noise: np.ndarray) -> np.ndarray:
-        """Return residuals of studies that the fit had not seen, in closed form, (S,)."""
-        mean, spread = self.predict(x)
-        share = (spread + 1 / np.sum(1 / noise)) / noise  # leverage, the intercept's included
-        return (y - mean) / np.maximum(1 - share, 0.05)
+        leverage = np.einsum("sf,fg,sg->s", d, self.covariance, d) / self.noise + 1 / len(y)
+        return (y - self.predict(x)) / (1 - np.minimum(leverage, 0.95))
 
 
-def fit_mean(groups: Sequence[np.ndarray], y: np.ndarray, noise: np.ndarray) -> Posterior:
-    """Fit the regression given each study's noise variance, prior widths by marginal likelihood.
+def fit_mean(groups: Sequence[np.ndarray], y: np.ndarray) -> Posterior:
+    """Fit the regression, prior widths and noise by marginal likelihood.
+
+    Every study weighs the same, as in R2; the noise of each is fitted afterwards.
 
     Parameters
     ----------
     groups : sequence of (S, F) arrays
     y : (S,) array
-    noise : (S,) array
-        Noise variances, known up to a common factor, which is fitted too.
     """
     from scipy.optimize import minimize
 
     x = np.concatenate(groups, axis=1)
     group = np.repeat(np.arange(len(groups)), [g.shape[1] for g in groups])
-    w = 1 / noise
-    centre, intercept = np.average(x, axis=0, weights=w), float(np.average(y, weights=w))
-    d, e = (x - centre) * np.sqrt(w)[:, None], (y - intercept) * np.sqrt(w)
-    start = np.r_[np.full(len(groups), -4.0), 0.0]
+    d, e = x - x.mean(0), y - y.mean()
     found = minimize(
         _evidence,
-        start,
+        np.r_[np.full(len(groups), -4.0), np.log(e.var())],
         args=(d.T @ d, d.T @ e, e @ e, group, len(y)),
         jac=True,
         method="L-BFGS-B",
-        bounds=[*[SCALES] * len(groups), (-2.0, 2.0)],
+        bounds=[*[SCALES] * len(groups), (-12.0, 12.0)],
+        options={"ftol": 1e-7},
     ).x
     mean, covariance = _posterior(found, d.T @ d, d.T @ e, group)
-    return Posterior(mean, covariance, centre, intercept)
+    return Posterior(mean, covariance, x.mean(0), float(y.mean()), float(np.exp(found[-1])))
 
 
 def _posterior(
     logs: np.ndarray, gram: np.ndarray, moment: np.ndarray, group: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    factor = np.exp(logs[-1])
-    covariance = np.linalg.inv(gram / factor + np.diag(np.exp(-logs[:-1])[group]))
-    return covariance @ moment / factor, covariance
+    noise = np.exp(logs[-1])
+    covariance = np.linalg.inv(gram / noise + np.diag(np.exp(-logs[:-1])[group]))
+    return covariance @ moment / noise, covariance
 
 
 def _evidence(
@@ -134,18 +130,18 @@ def _evidence(
 ) -> tuple[float, np.ndarray]:
     """Return the negative log marginal likelihood and its gradient.
 
-    `logs` holds each group's log prior variance and the log of the noise factor. A weak normal
+    `logs` holds each group's log prior variance and the log noise variance. A weak normal
     prior on the former (mean -4, sd 5) keeps a group without effect from running off.
     """
-    factor, precision = np.exp(logs[-1]), np.exp(-logs[:-1])[group]
+    noise, precision = np.exp(logs[-1]), np.exp(-logs[:-1])[group]
     mean, covariance = _posterior(logs, gram, moment, group)
     _, log_det = np.linalg.slogdet(covariance)
     value = 0.5 * (
-        studies * logs[-1] + logs[:-1][group].sum() - log_det + (square - mean @ moment) / factor
+        studies * logs[-1] + logs[:-1][group].sum() - log_det + (square - mean @ moment) / noise
     )
     by_group = np.bincount(group, 1 - precision * (mean**2 + np.diag(covariance)))
     rest = square - 2 * mean @ moment + mean @ gram @ mean
-    slope = np.r_[by_group, studies - (rest + (gram * covariance).sum()) / factor] / 2
+    slope = np.r_[by_group, studies - (rest + (gram * covariance).sum()) / noise] / 2
     pull = (logs[:-1] + 4) / 25
     slope[:-1] += pull
     return float(value + 0.5 * (pull * (logs[:-1] + 4)).sum()), slope
@@ -162,14 +158,11 @@ class Head:
     """
 
     def __init__(self, groups: Sequence[np.ndarray], y: np.ndarray) -> None:
-        x = np.concatenate(groups, axis=1)
-        noise = np.full(len(y), y.var())
-        for _ in range(ROUNDS):
-            self._line = fit_mean(groups, y, noise)
-            errors = self._line.leave_one_out(x, y, noise)
-            drivers = self._drivers(groups, y - errors)
-            self._noise = fit_log_variance(drivers, errors)
-            noise = np.exp(_with_one(drivers) @ self._noise)
+        self._line = fit_mean(groups, y)
+        errors = self._line.leave_one_out(np.concatenate(groups, axis=1), y)
+        drivers = self._drivers(groups, y - errors)
+        self._noise = fit_log_variance(drivers, errors)
+        noise = np.exp(_with_one(drivers) @ self._noise)
         scaled = np.abs(errors) / np.sqrt(noise)
         # Sample sizes have heavier tails than the normal law: the interval follows the residuals.
         self._reach = float(np.quantile(scaled, 0.9))
@@ -180,7 +173,7 @@ class Head:
 
     def predict(self, groups: Sequence[np.ndarray]) -> Prediction:
         """Predict studies from their features."""
-        mean, _ = self._line.predict(np.concatenate(groups, axis=1))
+        mean = self._line.predict(np.concatenate(groups, axis=1))
         # The noise was fitted to left-out residuals: the doubt about the line is in it.
         sd = np.exp(0.5 * _with_one(self._drivers(groups, mean)) @ self._noise)
         return Prediction(mean, sd, self._reach * sd)
