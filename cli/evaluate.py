@@ -20,10 +20,22 @@ from ._options import json_option, print_json, run_argument
     show_default=True,
     help="Codes of the prior that an unseen study's density averages over.",
 )
+@click.option(
+    "--baseline",
+    type=click.Path(path_type=Path),
+    metavar="RUN2",
+    help="Run of the baseline VAE on the same data, for the criteria; evaluated too.",
+)
 @click.option("--report/--no-report", default=True, help="Also write RUN/report/.")
 @json_option
 def evaluate(
-    run: Path, data: Path | None, split: str, samples: int, report: bool, as_json: bool
+    run: Path,
+    data: Path | None,
+    split: str,
+    samples: int,
+    baseline: Path | None,
+    report: bool,
+    as_json: bool,
 ) -> None:
     """Score RUN on held-out studies, beside mean map, PCA and ridge on the metadata."""
     from atlas.data.dataset import read
@@ -31,7 +43,7 @@ def evaluate(
     from atlas.evaluation.evaluate import evaluate as score
     from atlas.evaluation.table import print_table
 
-    results = score(run, read(data) if data else None, split, samples)
+    results = score(run, read(data) if data else None, split, samples, baseline)
     if report:
         pages.write(run, results)
     if as_json:

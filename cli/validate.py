@@ -17,8 +17,8 @@ from ._options import json_option, print_json, run_argument
 def validate(run: Path, data: Path | None, split: str, as_json: bool) -> None:
     """Hold RUN's latent space against its untrained model: PASS or FAIL each, and pictures."""
     from atlas.data.dataset import read
+    from atlas.evaluation.criteria import verdict
     from atlas.evaluation.validate import validate as check
-    from atlas.evaluation.validate import verdict
 
     results = check(run, read(data) if data else None, split)
     if as_json:

@@ -26,8 +26,10 @@ from atlas.data.dataset import Dataset
 from atlas.data.density import mean_density
 from atlas.errors import AtlasError
 from atlas.files import write_text
+from atlas.inference import Atlas
 from atlas.models.cvae import CVAE
 
+from . import criteria, held_out
 from .baselines import PCA, MeanMap, Ridge
 
 UNIFORM = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5)  # mass mixed into a density, chosen on validation
@@ -53,7 +55,11 @@ class Split:
 
 
 def evaluate(
-    run: Path, dataset: Dataset | None = None, split: str = "test", samples: int = SAMPLES
+    run: Path,
+    dataset: Dataset | None = None,
+    split: str = "test",
+    samples: int = SAMPLES,
+    baseline: Path | None = None,
 ) -> dict[str, Any]:
     """Score a run and write RUN/test_results.json.
 
@@ -67,6 +73,8 @@ def evaluate(
         "test", or "val" while developing, which is written to val_results.json.
     samples : int
         Codes of the prior that the density of an unseen study averages over.
+    baseline : Path, optional
+        A run of the baseline model on the same data, which the criteria compare with.
 
     Returns
     -------
@@ -97,10 +105,23 @@ def evaluate(
         "studies": len(parts[split].ids),
         **measures,
         "year": year_accuracy(model, card, parts[split]),
+        **held_out.measure(model, card, parts[split]),
     }
     results["below"] = below_baselines(results["methods"])
+    other = baseline_results(baseline, card, dataset, split, samples) if baseline else None
+    results["criteria"] = criteria.judge(Atlas(model, card), results, results["task"], other)
     write_text(run / f"{split}_results.json", json.dumps(results, indent=1))
     return results
+
+
+def baseline_results(
+    run: Path, card: model_file.Card, dataset: Dataset, split: str, samples: int
+) -> dict[str, Any]:
+    """Evaluate the baseline's run on the same studies; maps that cannot be compared are refused."""
+    other = model_file.read(run)[1].data
+    if (other.resolution, other.fwhm[0]) != (card.data.resolution, card.data.fwhm[0]):
+        raise AtlasError(f"{run}: has maps of another resolution or kernel width than the model")
+    return evaluate(run, dataset, split, samples)
 
 
 def find_dataset(run: Path) -> Dataset:

@@ -11,11 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from atlas import metrics
+from atlas.data.dataset import Dataset
+from atlas.errors import AtlasError
 
 from .imputation import Z90, r_squared
 
@@ -292,3 +295,85 @@ def compare(
         groups = features(year, topics, z)
         rows[f"head on year + topics + {name}"] = head_folds(groups, y, folds)
     return {name: scores(y, predicted) for name, predicted in rows.items()}
+
+
+# ---------------------------------------------------------------------- a run
+
+
+def of_run(run: Path, folds: Path, dataset: Dataset | None = None) -> dict[str, Any]:
+    """Score the sample-size task with a run's codes.
+
+    The run's network stays as it is; the encoder is shown the peaks, year and topics. No label
+    reaches it.
+
+    Parameters
+    ----------
+    run : Path
+        A finished run folder.
+    folds : Path
+        CSV with the columns pmid, n, fold.
+    dataset : Dataset, optional
+        By default found beside or through the run.
+
+    Returns
+    -------
+    dict
+        ``studies``, ``absent`` (labelled, but without year, topics or peaks in the dataset),
+        ``folds``, and ``methods``: scores by name.
+    """
+    from atlas.inference import Atlas
+
+    from .evaluate import find_dataset
+
+    atlas, dataset = Atlas.load(run), dataset or find_dataset(run)
+    labels = _read_labels(folds)
+    known = [dataset.row.get(study, -1) for study in labels["pmid"]]
+    found = np.array([row >= 0 and _has_inputs(dataset, row) for row in known])
+    rows = np.array(known)[found]
+    fold = labels["fold"].to_numpy()[found]
+    if len(np.unique(fold)) < 2 or len(rows) < 100:
+        raise AtlasError(
+            f"{folds}: only {len(rows)} of its studies are in {dataset.path} with year and topics; "
+            "100 in two folds are the least"
+        )
+    metadata = [dataset.metadata[row] for row in rows]
+    topics = np.stack([dataset.fields["topics"].encode(m["topics"]) for m in metadata])
+    shown = [{"year": m["year"], "topics": m["topics"]} for m in metadata]
+    codes = [atlas.encode(dataset.peaks(row), atlas.usable(m)).mean for row, m in zip(rows, shown)]
+    methods = compare(
+        np.array([m["year"] for m in metadata], dtype=float),
+        topics.astype(float),
+        {"z": np.stack(codes).astype(float)},
+        np.log(labels["n"].to_numpy(float)[found]),
+        fold,
+    )
+    return {
+        "run": run.resolve().name,
+        "studies": len(rows),
+        "absent": int((~found).sum()),
+        "folds": len(np.unique(fold)),
+        "methods": methods,
+    }
+
+
+def _has_inputs(dataset: Dataset, row: int) -> bool:
+    m = dataset.metadata[row]
+    return m.get("year") is not None and m.get("topics") is not None and len(dataset.peaks(row)) > 0
+
+
+def _read_labels(path: Path) -> Any:
+    """Read the labels, or say in one line what is wrong with the file."""
+    import pandas as pd
+
+    try:
+        table = pd.read_csv(path, dtype={"pmid": str})
+        table = table[["pmid", "n", "fold"]].astype({"n": float, "fold": int})
+    except (OSError, ValueError, KeyError) as error:
+        raise AtlasError(
+            f"{path}: no table of pmid, n, fold ({' '.join(str(error).split())[:120]})"
+        ) from None
+    if table["pmid"].duplicated().any():
+        raise AtlasError(f"{path}: a pmid occurs twice")
+    if not (np.isfinite(table["n"]) & (table["n"] > 0)).all():
+        raise AtlasError(f"{path}: n must be a number above 0")
+    return table

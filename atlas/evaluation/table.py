@@ -7,6 +7,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from . import criteria
+
 COLUMNS = {
     "r": "r",
     "ssim": "SSIM",
@@ -34,8 +36,8 @@ def print_table(results: dict[str, Any], console: Console | None = None) -> None
     # As wide as it needs to be: a table folded to a narrow log is unreadable.
     Console(file=console.file, width=max(console.width, 100), highlight=False).print(table)
     console.print(MEANING)
-    for line in summary(results):
-        console.print(line)
+    for line in (*summary(results), *criteria.lines(results["criteria"])):
+        console.print(line, markup=False)
 
 
 def summary(results: dict[str, Any]) -> list[str]:
@@ -50,6 +52,17 @@ def summary(results: dict[str, Any]) -> list[str]:
         else f"year adversary: balanced accuracy {year['balanced_accuracy']:.3f}, "
         f"chance {year['chance']:.3f}",
     ]
+    covered = ", ".join(
+        f"{level} %: {100 * share[0]:.1f}"
+        for level, share in results["uncertainty_coverage"].items()
+    )
+    lines.append(f"cells of held-out maps inside the decoder's intervals, {covered}")
+    for name, found in results["imputation"].items():
+        r2 = "-" if found["r2"] is None else f"{found['r2'][0]:.2f}"
+        lines.append(
+            f"{name} hidden and imputed, {found['studies']} studies: R2 {r2}, "
+            f"NLL {found['nll'][0]:.2f}, 90 % interval covers {100 * found['coverage_90'][0]:.1f} %"
+        )
     for baseline, measures in results["below"].items():
         lines.append(f"below {baseline} in: {', '.join(COLUMNS[m] for m in measures)}")
     if not results["below"]:

@@ -26,6 +26,7 @@ from atlas.models import build
 from atlas.models.cvae import CVAE
 
 from . import anatomy
+from .criteria import verdict
 from .evaluate import BATCH, find_dataset, reconstruct
 
 STUDIES = 256  # held-out studies, drawn by the run's seed
@@ -205,7 +206,9 @@ def checks(numbers: dict[str, Any], latent: int) -> list[dict[str, Any]]:
         _check("MSE below the untrained model's", drop, f">= {MSE_DROP}", drop >= MSE_DROP),
         _check("Pearson r with held-out maps", r, f"> {MIN_R}", r > MIN_R),
         _check("active directions", active, f">= {ACTIVE:g} x {latent}", active >= ACTIVE * latent),
-        _check("correlation between decoded maps", alike, f"< {MAX_PAIRWISE}", alike < MAX_PAIRWISE),
+        _check(
+            "correlation between decoded maps", alike, f"< {MAX_PAIRWISE}", alike < MAX_PAIRWISE
+        ),
         _check(
             "share of mass in grey matter",
             trained["grey_matter"],
@@ -295,8 +298,3 @@ def _page(run: Path, results: dict[str, Any]) -> str:
             ("Traversals", pictures),
         ],
     )
-
-
-def verdict(check: dict[str, Any]) -> str:
-    """Say PASS, FAIL, or that a check does not apply."""
-    return "n/a" if check["pass"] is None else "PASS" if check["pass"] else "FAIL"
