@@ -1,4 +1,4 @@
-"""Does changing the task move the map to where studies of that task report peaks?
+"""Whether changing the task moves the map to where studies of that task report peaks.
 
 For each category c: the difference decode(z = 0, task = c) - decode(z = 0, no task), everything
 else imputed, and its mean over the cells of the held-out peaks of studies whose main task is c:

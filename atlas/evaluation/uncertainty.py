@@ -1,4 +1,4 @@
-"""Does the decoder's standard deviation cover held-out maps as often as it says?
+"""How often the decoder's standard deviation covers held-out maps.
 
 For each held-out study, whose whole map the encoder is given: the share of the mask's cells where
 its smoothed map, in units of the uniform density, lies within mean +- q sd, the central interval
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from statistics import NormalDist
 
-import numpy as np
 import torch
 
 from atlas import metrics
@@ -54,9 +53,3 @@ def covered(error_BV: torch.Tensor, sd_BV: torch.Tensor) -> torch.Tensor:
     scaled_BV = error_BV.abs() / sd_BV
     halves = [NormalDist().inv_cdf(0.5 + level / 2) for level in LEVELS]
     return torch.stack([(scaled_BV <= half).float().mean(1) for half in halves], dim=1)
-
-
-def within(covered_by_level: dict[str, list[float]]) -> float:
-    """Return the largest distance of a covered share from its level."""
-    found = [covered_by_level[f"{100 * level:.0f}"][0] for level in LEVELS]
-    return float(np.abs(np.array(found) - LEVELS).max())

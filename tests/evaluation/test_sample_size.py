@@ -60,11 +60,10 @@ def test_the_head_beats_ridge_where_noise_varies() -> None:
 
 
 def test_folds_do_not_leak() -> None:
-    groups, y, folds = planted(300)
+    groups, _, folds = planted(300)
     noise = np.random.default_rng(1).normal(size=300)
     found = task.scores(noise, task.head_folds(groups, noise, folds))
     assert found["r2"][0] < 0.03
-    assert y.std() > 0
 
 
 @pytest.fixture
