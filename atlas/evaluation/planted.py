@@ -1,0 +1,418 @@
+"""Planted effects: studies drawn from a known intensity, and what a model finds of it.
+
+    intensity = base map x exp(what is the study's own + effects of its metadata)
+
+Truth exists only in simulation. A study is a Poisson number of peaks from its intensity, written
+as an ordinary dataset folder; the counterfactual maps of a model trained on it are compared with
+the planted difference of the same studies.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from atlas import metrics, space
+from atlas.contracts import Study
+from atlas.data import dataset as dataset_module
+from atlas.data import splits
+from atlas.data.batches import splat_studies
+from atlas.data.dataset import Dataset
+from atlas.data.sources import Provenance
+from atlas.inference import Atlas
+from atlas.metadata import FieldTable, Value
+
+RESOLUTION = 4  # mm, of the cells that peaks are drawn from
+FLOOR = 0.5  # of the base map, in units of its places' height
+SUBTRACTION_FWHM_MM = 12.0
+PERMUTATIONS = 200
+Metadata = Mapping[str, Value | None]
+
+
+class Effect(NamedTuple):
+    """A field that changes the log intensity around a place.
+
+    Attributes
+    ----------
+    field : str
+    place_mm : (x, y, z), MNI mm
+    gain : float
+        What is added to the log intensity at the place, times the field's weight: a category's
+        own weight, a number in the units of `atlas.metadata` (field strength: 1 a tesla), or 1
+        inside `within` and 0 outside.
+    category : str
+        Of a category field.
+    within : (low, high), optional
+        Of a number, both ends included.
+    fwhm : float
+        Of the place, mm.
+    """
+
+    field: str
+    place_mm: tuple[float, float, float]
+    gain: float
+    category: str = ""
+    within: tuple[float, float] | None = None
+    fwhm: float = 28.0
+
+    def weight(self, metadata: Metadata, fields: FieldTable) -> float:
+        """Return the field's weight for a study; 0 where it is missing."""
+        value = metadata.get(self.field)
+        if value is None:
+            return 0.0
+        if isinstance(value, dict):
+            return value.get(self.category, 0.0)
+        if self.within:
+            return float(self.within[0] <= value <= self.within[1])
+        return float(fields[self.field].encode(value)[0])
+
+
+EFFECTS = (
+    Effect("task", (-46, 18, 14), 2.0, "language"),  # left inferior frontal
+    Effect("task", (-56, -42, 10), 2.0, "language"),  # left posterior temporal
+    Effect("field_strength", (-12, -20, 6), 0.7),  # left thalamus
+)
+YEARS = (1998, 2017)
+YEAR_EFFECTS = tuple(  # a place of its own for every two years
+    Effect("year", place, 2.5, within=(first, first + 1))
+    for first, place in zip(
+        range(YEARS[0], YEARS[1] + 1, 2),
+        [
+            (-38, 44, 20), (38, 44, 20), (-44, -4, 46), (44, -4, 46), (-32, -62, 48),
+            (32, -62, 48), (-24, -90, 4), (24, -90, 4), (-28, -60, -26), (28, -60, -26),
+        ],
+    )
+)  # fmt: skip
+TASKS = ("language", "motor", "visual", "emotion")  # drawn; those without an effect are nulls
+
+
+@dataclass(frozen=True)
+class Design:
+    """What to simulate.
+
+    Attributes
+    ----------
+    studies : int
+    peaks : float
+        Expected number for a study of 20 participants.
+    growth : float
+        Exponent of the sample size in the number of peaks.
+    effects : tuple of Effect
+    variation : int
+        Places at which studies differ for no reason in their metadata (log intensity, sd 1).
+    seed : int
+    """
+
+    studies: int = 320
+    peaks: float = 60.0
+    growth: float = 0.5
+    effects: tuple[Effect, ...] = EFFECTS
+    variation: int = 8
+    seed: int = 0
+
+
+class Truth:
+    """The intensity that a simulation drew from.
+
+    Attributes
+    ----------
+    design : Design
+    log_base_V : (V,) float64 ndarray
+    own_V : dict
+        What each study adds to it for itself, (V,) float64, by id.
+    """
+
+    def __init__(self, design: Design) -> None:
+        self.design, self.fields = design, FieldTable()
+        self._centres = space.load(RESOLUTION).centres_mm
+        rng = np.random.default_rng([design.seed, 0])
+        base = sum(self._place(self._somewhere(rng), 36.0) for _ in range(24))
+        self.log_base_V = np.log(FLOOR + base)
+        self._variation = [self._place(self._somewhere(rng), 36.0) for _ in range(design.variation)]
+        self._places = [self._place(e.place_mm, e.fwhm) for e in design.effects]
+        self.own_V: dict[str, np.ndarray] = {}
+
+    def _somewhere(self, rng: np.random.Generator) -> np.ndarray:
+        return self._centres[rng.integers(len(self._centres))]
+
+    def _place(self, centre_mm: Sequence[float] | np.ndarray, fwhm: float) -> np.ndarray:
+        """Gaussian around a point, 1 at its centre, (V,)."""
+        squared = np.square(self._centres - np.asarray(centre_mm)).sum(1)
+        return np.exp(-4 * math.log(2) * squared / fwhm**2)
+
+    def draw_own(self, study_id: str, rng: np.random.Generator) -> None:
+        """Draw what a study adds to the log intensity for itself."""
+        weights = rng.normal(size=len(self._variation))
+        own = np.zeros(len(self.log_base_V))
+        self.own_V[study_id] = sum((w * p for w, p in zip(weights, self._variation)), own)
+
+    def effect(self, metadata: Metadata) -> np.ndarray:
+        """What metadata add to the log intensity, (V,)."""
+        out = np.zeros(len(self.log_base_V))
+        for effect, place in zip(self.design.effects, self._places):
+            out += effect.gain * effect.weight(metadata, self.fields) * place
+        return out
+
+    def density(self, study_id: str, metadata: Metadata) -> np.ndarray:
+        """Density of a study's peaks had it these metadata, (V,), summing to 1."""
+        log = self.log_base_V + self.own_V[study_id] + self.effect(metadata)
+        p = np.exp(log - log.max())
+        return p / p.sum()
+
+    def expected_peaks(self, n: float) -> float:
+        """Expected number of peaks at a sample size."""
+        return float(self.design.peaks * (n / 20) ** self.design.growth)
+
+
+def simulate(path: Path, design: Design = Design()) -> tuple[Dataset, Truth]:  # noqa: B008
+    """Draw studies and write them as a dataset folder.
+
+    Every study has a task, year, sample size, age and field strength, drawn independently; its
+    peaks lie in the 4 mm cells of the brain mask, anywhere inside the cell.
+
+    Parameters
+    ----------
+    path : Path
+        The dataset folder.
+    design : Design
+
+    Returns
+    -------
+    Dataset
+        What was written, split 70/15/15.
+    Truth
+        What it was drawn from.
+    """
+    truth = Truth(design)
+    studies = [_study(f"planted-{k:05d}", truth, k) for k in range(design.studies)]
+    years = [s.metadata["year"] for s in studies]
+    sides = splits.draw(
+        [s.id for s in studies],
+        years,  # type: ignore[arg-type]
+        [len(s.peaks_mm) for s in studies],
+        seed=design.seed,
+    )
+    provenance = Provenance("planted effects", "1", "simulated", {})
+    return dataset_module.write(path, studies, sides, provenance, funnel={}), truth
+
+
+def _study(study_id: str, truth: Truth, k: int) -> Study:
+    rng = np.random.default_rng([truth.design.seed, 1, k])
+    n = float(np.clip(round(20 * math.exp(rng.normal(0, 0.5))), 6, 200))
+    metadata: dict[str, Value | None] = {
+        "task": {str(rng.choice(TASKS)): 1.0},
+        "year": float(rng.integers(YEARS[0], YEARS[1] + 1)),
+        "n": n,
+        "age": float(rng.integers(18, 71)),
+        "field_strength": float(rng.choice([1.5, 3.0, 4.0])),
+    }
+    truth.draw_own(study_id, rng)
+    p = truth.density(study_id, metadata)
+    count = max(4, int(rng.poisson(truth.expected_peaks(n))))
+    here = space.load(RESOLUTION)
+    cells = rng.choice(len(p), count, p=p)
+    half = RESOLUTION / 2
+    peaks = here.centres_mm[cells] + rng.uniform(-half, half, (count, 3))
+    metadata["n_peaks"] = float(count)
+    return Study(study_id, f"simulated study {k + 1}", peaks, ("MNI",) * count, metadata)
+
+
+# ---------------------------------------------------------------------- recovery
+
+
+class Contrast(NamedTuple):
+    """A change of one field, and the two groups of training studies that differ in it."""
+
+    name: str
+    low: Value
+    high: Value
+    low_rows: np.ndarray
+    high_rows: np.ndarray
+
+    @property
+    def field(self) -> str:
+        """The field that changes."""
+        return self.name.partition(":")[0]
+
+
+def contrasts(dataset: Dataset) -> list[Contrast]:
+    """List the changes to test: from motor to every other task, and the halves of each number.
+
+    A number changes from the mean of the lower half of the training studies to that of the upper.
+    """
+    rows = dataset.rows("train")
+    task = np.array([next(iter(dataset.metadata[r]["task"])) for r in rows])  # type: ignore[arg-type]
+    motor = rows[task == "motor"]
+    out = [
+        Contrast(f"task: {other}", {"motor": 1.0}, {other: 1.0}, motor, rows[task == other])
+        for other in TASKS
+        if other != "motor"
+    ]
+    for name in ("field_strength", "year", "n", "age"):
+        values = np.array([dataset.metadata[r][name] for r in rows], dtype=float)
+        upper = values > np.median(values)
+        if not upper.any():  # more than half have the largest value
+            upper = values == values.max()
+        low, high = float(values[~upper].mean()), float(values[upper].mean())
+        out.append(Contrast(name, low, high, rows[~upper], rows[upper]))
+    return out
+
+
+class Recovery(NamedTuple):
+    """What a model finds of one change; differences are of densities in units of the uniform one.
+
+    Attributes
+    ----------
+    r, r_log : float
+        Correlation over the mask of the mean counterfactual difference with the planted one: of
+        densities, and of log densities. NaN where nothing was planted.
+    slope : float
+        Of the regression of the found on the planted difference; 1 is the right size.
+    size, planted : float
+        Root mean square of the found and of the planted difference.
+    band : float
+        End of the null band of `size`.
+    r_subtraction : float
+        What subtracting the two groups' kernel densities gives instead of `r`.
+    """
+
+    r: float
+    r_log: float
+    slope: float
+    size: float
+    planted: float
+    band: float
+    r_subtraction: float
+
+
+def recover(
+    atlas: Atlas, dataset: Dataset, truth: Truth, most: int = 24
+) -> dict[str, Recovery]:
+    """Compare a model's counterfactual difference maps with the planted ones.
+
+    Held-out studies are encoded with their own metadata and decoded twice, with one field at the
+    low and at the high end of a contrast; differences are averaged over studies, found and planted
+    alike. Densities are compared, not their logarithms, although the planted effect is linear
+    there: the sampling error of a log density has no bound where peaks are rare, so that a
+    correlation over the mask would weigh those cells most of which the studies say least.
+
+    The null band of a contrast is the 95 % quantile, over permutations of the studies' group, of
+    the size of the difference of the two groups' kernel densities (12 mm): what chance alone makes
+    of these studies by plain subtraction.
+
+    Parameters
+    ----------
+    atlas : Atlas
+        Trained on `dataset`.
+    dataset, truth
+        From `simulate`.
+    most : int
+        At most this many test studies.
+
+    Returns
+    -------
+    dict
+        Recovery by name of the contrast.
+    """
+    smoothed, counts = _smoothed(dataset)
+    rows = dataset.rows("test")[:most]
+    codes = [atlas.encode(dataset.peaks(r), atlas.usable(dataset.metadata[r])) for r in rows]
+    out = {}
+    for contrast in contrasts(dataset):
+        found, found_log, planted, planted_log = (
+            np.mean(parts, axis=0)
+            for parts in zip(
+                *(
+                    _differences(atlas, truth, code, dataset.ids[r], dataset.metadata[r], contrast)
+                    for code, r in zip(codes, rows)
+                )
+            )
+        )
+        subtraction, band = _subtract(smoothed, counts, contrast)
+        effect = _rms(planted)
+        out[contrast.name] = Recovery(
+            r=_r(found, planted),
+            r_log=_r(found_log, planted_log),
+            slope=float(found @ planted / (planted @ planted)) if effect else math.nan,
+            size=_rms(found),
+            planted=effect,
+            band=band,
+            r_subtraction=_r(subtraction, planted),
+        )
+    return out
+
+
+def _differences(
+    atlas: Atlas,
+    truth: Truth,
+    code: object,
+    study_id: str,
+    metadata: Metadata,
+    contrast: Contrast,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Found and planted difference of one study, of densities and of log densities, (V,) each."""
+    low = {**metadata, contrast.field: contrast.low}
+    changes = {contrast.field: contrast.high}
+    result = atlas.counterfactual(code, atlas.usable(low), changes)
+    mask = space.load(RESOLUTION).mask
+    f0, f1 = (m.mean.get_fdata()[mask] for m in (result.factual, result.counterfactual))
+    t0, t1 = (truth.density(study_id, m) * len(f0) for m in (low, {**low, **changes}))
+    return f1 - f0, np.log(f1) - np.log(f0), t1 - t0, np.log(t1) - np.log(t0)
+
+
+def recovered_growth(atlas: Atlas, dataset: Dataset, most: int = 24) -> float:
+    """Exponent of the sample size in the number of peaks, as the model imputes the number.
+
+    The sample size of held-out studies is set to 10 and to 40, their number of peaks is hidden.
+    """
+    found = []
+    for row in dataset.rows("test")[:most]:
+        m = atlas.usable(dataset.metadata[row])
+        code = atlas.encode(dataset.peaks(row), m)
+        m.pop("n_peaks")
+        small, large = (
+            atlas.decode(code, {**m, "n": n}).imputed["n_peaks"]["mean"] for n in (10.0, 40.0)
+        )
+        found.append(math.log(large / small) / math.log(4))
+    return float(np.mean(found))
+
+
+def _smoothed(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Kernel density of each study, (S, V) float32, and its number of peaks, (S,)."""
+    here = space.load(RESOLUTION)
+    out = np.empty((len(dataset), here.n_cells), np.float32)
+    for row in range(len(dataset)):
+        width = np.array([SUBTRACTION_FWHM_MM])
+        volume = splat_studies([dataset.peaks(row)], width, here.grid)[0, 0].numpy()
+        out[row] = volume[here.mask] / volume[here.mask].sum()
+    return out, np.diff(dataset.offsets)
+
+
+def _subtract(
+    smoothed: np.ndarray, counts: np.ndarray, contrast: Contrast
+) -> tuple[np.ndarray, float]:
+    """Difference of the groups' pooled kernel densities, (V,), and the null band of its size."""
+    rows = np.concatenate([contrast.low_rows, contrast.high_rows])
+    maps, weights = smoothed[rows], counts[rows].astype(np.float32)
+    high = np.arange(len(rows)) >= len(contrast.low_rows)
+    rng = np.random.default_rng(0)
+    groups = np.stack([high, *(rng.permutation(high) for _ in range(PERMUTATIONS))])
+    upper, lower = groups * weights, ~groups * weights
+    signed = upper / upper.sum(1, keepdims=True) - lower / lower.sum(1, keepdims=True)
+    differences = (signed.astype(np.float32) @ maps) * maps.shape[1]
+    sizes = np.sqrt(np.square(differences[1:]).mean(1))
+    return differences[0].astype(float), float(np.quantile(sizes, 0.95))
+
+
+def _rms(values: np.ndarray) -> float:
+    return float(np.sqrt(np.square(values).mean()))
+
+
+def _r(found: np.ndarray, planted: np.ndarray) -> float:
+    """Correlation over the mask; NaN where nothing was planted."""
+    return float(metrics.pearson(found[None], planted[None])[0]) if planted.std() else math.nan
