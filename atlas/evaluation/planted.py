@@ -58,7 +58,7 @@ class Effect(NamedTuple):
     gain: float
     category: str = ""
     within: tuple[float, float] | None = None
-    fwhm: float = 28.0
+    fwhm: float = 32.0
 
     def weight(self, metadata: Metadata, fields: FieldTable) -> float:
         """Return the field's weight for a study; 0 where it is missing."""
@@ -73,9 +73,9 @@ class Effect(NamedTuple):
 
 
 EFFECTS = (
-    Effect("task", (-46, 18, 14), 2.0, "language"),  # left inferior frontal
-    Effect("task", (-56, -42, 10), 2.0, "language"),  # left posterior temporal
-    Effect("field_strength", (-12, -20, 6), 0.7),  # left thalamus
+    Effect("task", (-46, 18, 14), 2.5, "language"),  # left inferior frontal
+    Effect("task", (-56, -42, 10), 2.5, "language"),  # left posterior temporal
+    Effect("field_strength", (-12, -20, 6), 0.9),  # left thalamus
 )
 YEARS = (1998, 2017)
 YEAR_EFFECTS = tuple(  # a place of its own for every two years
