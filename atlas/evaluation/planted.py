@@ -9,29 +9,34 @@ the planted difference of the same studies.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from atlas import metrics, space
+from atlas import config, metrics, space
 from atlas.contracts import Study
 from atlas.data import dataset as dataset_module
 from atlas.data import splits
 from atlas.data.batches import splat_studies
 from atlas.data.dataset import Dataset
 from atlas.data.sources import Provenance
+from atlas.files import write_text
 from atlas.inference import Atlas
 from atlas.metadata import FieldTable, Value
+
+from .evaluate import evaluate
 
 RESOLUTION = 4  # mm, of the cells that peaks are drawn from
 FLOOR = 0.5  # of the base map, in units of its places' height
 SUBTRACTION_FWHM_MM = 12.0
 PERMUTATIONS = 200
 Metadata = Mapping[str, Value | None]
+Train = Callable[[config.Config, Dataset, Path], Path]  # `atlas.training.run.train`
 
 
 class Effect(NamedTuple):
@@ -407,6 +412,75 @@ def _subtract(
     differences = (signed.astype(np.float32) @ maps) * maps.shape[1]
     sizes = np.sqrt(np.square(differences[1:]).mean(1))
     return differences[0].astype(float), float(np.quantile(sizes, 0.95))
+
+
+# ---------------------------------------------------------------------- whole experiments
+
+
+def run(
+    out: Path, train: Train, design: Design = Design(), overrides: Sequence[str] = ()  # noqa: B008
+) -> dict[str, Any]:
+    """Simulate, train, recover, and write OUT/planted.json; the run folder is OUT/run.
+
+    Parameters
+    ----------
+    out : Path
+    train : callable
+        `atlas.training.run.train`: evaluation never trains by itself.
+    design : Design
+    overrides : sequence of str
+        ``section.key=value`` over the shipped ``planted`` configuration.
+
+    Returns
+    -------
+    dict
+        ``contrasts``: `Recovery` by name, as plain data; ``growth``: exponent of the sample size
+        in the number of peaks, planted and recovered.
+    """
+    dataset, truth = simulate(out / "dataset", design)
+    atlas = Atlas.load(train(config.load("planted", overrides), dataset, out / "run"))
+    results = {
+        "studies": len(dataset),
+        "peaks": len(dataset.peaks_mm),
+        "contrasts": {k: v._asdict() for k, v in recover(atlas, dataset, truth).items()},
+        "growth": {"planted": design.growth, "recovered": recovered_growth(atlas, dataset)},
+    }
+    write_text(out / "planted.json", json.dumps(results, indent=1))
+    return results
+
+
+def year_reversal(
+    out: Path,
+    train: Train,
+    design: Design = Design(effects=(*EFFECTS, *YEAR_EFFECTS)),  # noqa: B008
+    overrides: Sequence[str] = (),
+    weight: float = 5.0,
+) -> dict[str, Any]:
+    """Train on a planted year effect without and with the reversal, and write OUT/year.json.
+
+    Parameters
+    ----------
+    out, train, design, overrides
+        As for `run`; every two years have a place of their own.
+    weight : float
+        `year.weight` of both runs; without the reversal the head learns and the codes do not
+        hear of it.
+
+    Returns
+    -------
+    dict
+        By run ("without", "with"): ``year`` as in test_results.json, and what the reversal costs:
+        ``r``, ``mse``, ``bits_half`` of the model on the test studies.
+    """
+    dataset, _ = simulate(out / "dataset", design)
+    results = {}
+    for name, ramp in (("without", "[1, 1]"), ("with", "[0, 0.2]")):
+        settings = [*overrides, f"year.weight={weight}", f"year.ramp={ramp}"]
+        scores = evaluate(train(config.load("planted", settings), dataset, out / name), dataset)
+        ours = scores["methods"]["atlas"]
+        results[name] = {k: ours[k] for k in ("r", "mse", "bits_half")} | {"year": scores["year"]}
+    write_text(out / "year.json", json.dumps(results, indent=1))
+    return results
 
 
 def _rms(values: np.ndarray) -> float:
