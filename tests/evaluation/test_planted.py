@@ -12,9 +12,17 @@ import pytest
 from atlas import space
 from atlas.data.dataset import Dataset
 from atlas.evaluation import planted
-from atlas.evaluation.planted import EFFECTS, YEAR_EFFECTS, Design, Truth, recover, simulate
+from atlas.evaluation.planted import recover
+from atlas.evaluation.simulation import (
+    EFFECTS,
+    RESOLUTION,
+    YEAR_EFFECTS,
+    Design,
+    Truth,
+    simulate,
+)
 
-HERE = space.load(planted.RESOLUTION)
+HERE = space.load(RESOLUTION)
 PLANTED = ("task: language", "field_strength")
 NULL = ("task: visual", "task: emotion", "year", "n", "age")
 SOAK = os.environ.get("ATLAS_SOAK") == "1"
