@@ -178,7 +178,7 @@ def test_a_model_finds_what_was_planted_and_nothing_else(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not SOAK, reason="two trainings on 600 studies: make soak")
+@pytest.mark.skipif(not SOAK, reason="two trainings: make soak")
 def test_the_reversal_takes_a_planted_year_out_of_the_codes(tmp_path: Path) -> None:
     from atlas.training.run import train
 
