@@ -33,7 +33,7 @@ from .simulation import (
     simulate,
 )
 
-SUBTRACTION_FWHM_MM = 12.0
+SUBTRACTION_FWHM_MM = 24.0  # near the width of the places, so that subtraction is a fair peer
 PERMUTATIONS = 200
 Train = Callable[[config.Config, Dataset, Path], Path]  # `atlas.training.run.train`
 
@@ -113,7 +113,7 @@ def recover(atlas: Atlas, dataset: Dataset, truth: Truth, most: int = 24) -> dic
     correlation over the mask would weigh those cells most of which the studies say least.
 
     The null band of a contrast is the 95 % quantile, over permutations of the studies' group, of
-    the size of the difference of the two groups' kernel densities (12 mm): what chance alone makes
+    the size of the difference of the two groups' kernel densities (24 mm): what chance alone makes
     of these studies by plain subtraction.
 
     Parameters

@@ -30,15 +30,15 @@ SOAK = os.environ.get("ATLAS_SOAK") == "1"
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Dataset, Truth]:
-    return simulate(tmp_path_factory.mktemp("planted") / "data", Design(studies=160))
+    return simulate(tmp_path_factory.mktemp("planted") / "data", Design(studies=160, peaks=200))
 
 
 def test_it_is_an_ordinary_dataset_and_the_same_every_time(small, tmp_path: Path) -> None:
     dataset, _ = small
     assert {k: len(v) for k, v in dataset.splits.items()} == {"train": 112, "val": 24, "test": 24}
     assert dataset.coverage()["topics"] == 0 and dataset.coverage()["n_peaks"] == 160
-    again, _ = simulate(tmp_path / "again", Design(studies=160))
-    other, _ = simulate(tmp_path / "other", Design(studies=160, seed=1))
+    again, _ = simulate(tmp_path / "again", Design(studies=160, peaks=200))
+    other, _ = simulate(tmp_path / "other", Design(studies=160, peaks=200, seed=1))
     assert again.fingerprint == dataset.fingerprint != other.fingerprint
 
 
