@@ -29,7 +29,7 @@ from atlas.files import write_text
 from atlas.inference import Atlas
 from atlas.models.cvae import CVAE
 
-from . import criteria, held_out
+from . import criteria, held_out, probes
 from .baselines import PCA, MeanMap, Ridge
 
 UNIFORM = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5)  # mass mixed into a density, chosen on validation
@@ -104,7 +104,7 @@ def evaluate(
         "split": split,
         "studies": len(parts[split].ids),
         **measures,
-        "year": year_accuracy(model, card, parts[split]),
+        "year": year_accuracy(model, card, parts["train"], parts[split]),
         **held_out.measure(model, card, parts[split]),
     }
     results["below"] = below_baselines(results["methods"])
@@ -351,27 +351,41 @@ def _interval(values: np.ndarray) -> list[float]:
     return [round(number, 5) for number in metrics.bootstrap(values)]
 
 
-@torch.inference_mode()
-def year_accuracy(model: CVAE, card: model_file.Card, split: Split) -> dict[str, Any] | None:
-    """Balanced accuracy of the trained year head with its chance; None where no year is known.
+def year_accuracy(
+    model: CVAE, card: model_file.Card, train: Split, split: Split
+) -> dict[str, Any] | None:
+    """Balanced accuracy with which the year is read from codes; None where no year is known.
 
-    The encoder is not shown the year.
+    Read by the trained year head, and by fresh probes on the frozen codes (`probes`). The encoder
+    is not shown the year.
     """
-    true = torch.cat([batch.year_bin_B for batch in split.whole]).numpy()
-    if not (true >= 0).any():
+    codes, bins = _codes_without_year(model, card, split)
+    if not (bins >= 0).any():
         return None
+    known = bins >= 0
+    with torch.inference_mode():
+        head = model.year(torch.from_numpy(codes[known])).argmax(1).numpy()
+    adversary = probes.score(head, bins[known])
+    return {
+        "balanced_accuracy": adversary["balanced_accuracy"][0],
+        "chance": round(1 / len(np.unique(bins[known])), 4),
+        "adversary": adversary,
+        "probes": probes.read_bins(*_codes_without_year(model, card, train), codes, bins),
+    }
+
+
+@torch.inference_mode()
+def _codes_without_year(
+    model: CVAE, card: model_file.Card, split: Split
+) -> tuple[np.ndarray, np.ndarray]:
+    """Posterior means (S, D) of an encoder that is not shown the year, and year bins (S,)."""
     table = card.table()
     shown_M = torch.ones(table.width)
     shown_M[table.slices["year"]] = 0
     codes = [
         model.encode(b.volume_B1XYZ, b.metadata_BM, b.observed_BM * shown_M)[0] for b in split.whole
     ]
-    predicted = model.year(torch.cat(codes)).argmax(1).numpy()
-    known = true >= 0
-    return {
-        "balanced_accuracy": round(metrics.balanced_accuracy(predicted[known], true[known]), 4),
-        "chance": round(1 / len(np.unique(true[known])), 4),
-    }
+    return _stack(codes), _stack([batch.year_bin_B for batch in split.whole])
 
 
 LOWER_IS_BETTER = ("mse", "rmse")

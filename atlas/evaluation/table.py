@@ -47,10 +47,6 @@ def summary(results: dict[str, Any]) -> list[str]:
         f"code: {latent['active_units']} of {latent['size']} directions active, "
         f"{latent['kl_nats']:.1f} nats; decoded maps correlate at "
         f"{latent['mean_pairwise_correlation']:.2f} between studies",
-        "year adversary: no year in this data set"
-        if year is None
-        else f"year adversary: balanced accuracy {year['balanced_accuracy']:.3f}, "
-        f"chance {year['chance']:.3f}",
     ]
     covered = ", ".join(
         f"{level} %: {100 * share[0]:.1f}"
@@ -63,11 +59,27 @@ def summary(results: dict[str, Any]) -> list[str]:
             f"{name} hidden and imputed, {found['studies']} studies: R2 {r2}, "
             f"NLL {found['nll'][0]:.2f}, 90 % interval covers {100 * found['coverage_90'][0]:.1f} %"
         )
+    lines += ["year adversary: no year in this data set"] if year is None else _year_lines(year)
     for baseline, measures in results["below"].items():
         lines.append(f"below {baseline} in: {', '.join(COLUMNS[m] for m in measures)}")
     if not results["below"]:
         lines.append("below no baseline in any measure")
     return lines
+
+
+def _year_lines(year: dict[str, Any]) -> list[str]:
+    """Say how well the year is read from codes, and by whom."""
+    readers = {
+        "year adversary": year["adversary"],
+        **{f"{name} probe of the year": scores for name, scores in year["probes"].items()},
+    }
+    return [
+        f"{name}: balanced accuracy {s['balanced_accuracy'][0]:.3f} "
+        f"({s['balanced_accuracy'][1]:.3f} to {s['balanced_accuracy'][2]:.3f}), "
+        f"chance {year['chance']:.3f} "
+        f"({s['permutation'][0]:.3f} to {s['permutation'][1]:.3f} with permuted years)"
+        for name, s in readers.items()
+    ]
 
 
 def _cell(interval: list[float] | None) -> str:
