@@ -26,7 +26,7 @@ from atlas.data.dataset import Dataset
 from atlas.data.density import mean_density
 from atlas.errors import AtlasError
 from atlas.files import write_text
-from atlas.models.cvae import CVAE
+from atlas.models.model import Model
 
 from .baselines import PCA, MeanMap, Ridge
 
@@ -145,7 +145,7 @@ def _stack(parts: list[torch.Tensor]) -> np.ndarray:
 
 
 @torch.inference_mode()
-def reconstruct(model: CVAE, batches: list[Batch]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def reconstruct(model: Model, batches: list[Batch]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return decoded densities (S, V), posterior means (S, D) and KL by direction (S, D)."""
     outputs = [model(batch, batch.observed_BM) for batch in batches]
     return (
@@ -163,7 +163,7 @@ def mean_densities(dataset: Dataset, resolution: int) -> np.ndarray:
 
 
 def unseen_density(
-    model: CVAE, batches: list[Batch], shown: np.ndarray, samples: int
+    model: Model, batches: list[Batch], shown: np.ndarray, samples: int
 ) -> np.ndarray:
     """Density of a study of which only the metadata in `shown`, (M,), are known, (S, V).
 
@@ -176,14 +176,14 @@ def unseen_density(
     return predictive(model, batches, samples, lambda mean, _: (0 * mean, 1 + 0 * mean))
 
 
-def half_density(model: CVAE, batches: list[Batch], samples: int) -> np.ndarray:
+def half_density(model: Model, batches: list[Batch], samples: int) -> np.ndarray:
     """Density of a study of which a half is known, averaged over the posterior, (S, V)."""
     return predictive(model, batches, samples, lambda mean, sd: (mean, sd))
 
 
 @torch.inference_mode()
 def predictive(
-    model: CVAE,
+    model: Model,
     batches: list[Batch],
     samples: int,
     law: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
@@ -217,7 +217,7 @@ def predictive(
 
 
 def score(
-    model: CVAE,
+    model: Model,
     card: model_file.Card,
     train: Split,
     val: Split,
@@ -331,13 +331,13 @@ def _interval(values: np.ndarray) -> list[float]:
 
 
 @torch.inference_mode()
-def year_accuracy(model: CVAE, card: model_file.Card, split: Split) -> dict[str, Any] | None:
-    """Balanced accuracy of the trained year head with its chance; None where no year is known.
+def year_accuracy(model: Model, card: model_file.Card, split: Split) -> dict[str, Any] | None:
+    """Balanced accuracy of the trained year head with its chance; None without a head or a known year.
 
     The encoder is not shown the year.
     """
     true = torch.cat([batch.year_bin_B for batch in split.whole]).numpy()
-    if not (true >= 0).any():
+    if model.year is None or not (true >= 0).any():
         return None
     table = card.table()
     shown_M = torch.ones(table.width)
@@ -345,7 +345,7 @@ def year_accuracy(model: CVAE, card: model_file.Card, split: Split) -> dict[str,
     codes = [
         model.encode(b.volume_B1XYZ, b.metadata_BM, b.observed_BM * shown_M)[0] for b in split.whole
     ]
-    predicted = model.year(torch.cat(codes)).argmax(1).numpy()
+    predicted = objectives.predicted_bin(model.year(torch.cat(codes))).numpy()
     known = true >= 0
     return {
         "balanced_accuracy": round(metrics.balanced_accuracy(predicted[known], true[known]), 4),
