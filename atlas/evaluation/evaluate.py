@@ -332,9 +332,9 @@ def _interval(values: np.ndarray) -> list[float]:
 
 @torch.inference_mode()
 def year_accuracy(model: Model, card: model_file.Card, split: Split) -> dict[str, Any] | None:
-    """Balanced accuracy of the trained year head with its chance; None without a head or a known year.
+    """Balanced accuracy of the trained year head with its chance.
 
-    The encoder is not shown the year.
+    None for a model without one, or where no year is known. The encoder is not shown the year.
     """
     true = torch.cat([batch.year_bin_B for batch in split.whole]).numpy()
     if model.year is None or not (true >= 0).any():

@@ -10,8 +10,8 @@ He et al. 2016, ECCV), every norm a GroupNorm in groups of 8 channels (Wu & He 2
                 shortcuts without parameters (averaged, new channels 0: option A)
     head        norm, SiLU, one linear layer from all cells to mean and log variance of z
 
-Decoder: one linear layer to 8w channels on the coarsest grid, then five times norm, SiLU and a k4 s2
-transposed convolution, to 4w, 2w, w, w/2 and 2 channels: log density and log variance.
+Decoder: one linear layer to 8w channels on the coarsest grid, then five times norm, SiLU and a
+k4 s2 transposed convolution, to 4w, 2w, w, w/2 and 2 channels: log density and log variance.
 
 At 2 mm (91 x 109 x 91, coarsest grid 3 x 4 x 3) with w = 32 and 64 latent directions:
 
@@ -29,6 +29,7 @@ At 2 mm (91 x 109 x 91, coarsest grid 3 x 4 x 3) with w = 32 and 64 latent direc
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -93,7 +94,7 @@ class Encoder(nn.Module):
         channels = [width, *(width * 2**k for k in range(BLOCKS))]
         self.blocks = nn.ModuleList(
             Residual(a, b, 1 if k == 0 else 2, config.kernels)
-            for k, (a, b) in enumerate(zip(channels, channels[1:]))
+            for k, (a, b) in enumerate(pairwise(channels))
         )
         self.norm = NormSiLU(channels[-1], config.kernels)
         self.head = nn.Linear(channels[-1] * size[0] * size[1] * size[2], 2 * config.latent)
@@ -169,6 +170,8 @@ class BaselineVAE(Model):
     """
 
     conditional = False
+    encoder: Encoder
+    decoder: Decoder
 
     def __init__(self, config: ModelConfig, fields_width: int, resolution: int) -> None:
         super().__init__()

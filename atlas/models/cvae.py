@@ -171,6 +171,10 @@ class CVAE(Model):
         1 for elements of fields that were observed in training; others never reach a layer.
     """
 
+    encoder: Encoder
+    decoder: Decoder
+    year: nn.Sequential
+
     def __init__(
         self,
         config: ModelConfig,

@@ -132,7 +132,7 @@ def reverse_gradient(x: Tensor, weight: float) -> Tensor:
 
 
 def year_logits(head: YearHead) -> int:
-    """Number of a year head's logits: the bins' own, or of P(bin > k) for all k but the last.
+    """Count a year head's logits: one a bin, or one of P(bin > k) for every k but the last.
 
     The second is ordinal regression by cumulative binary decisions (Frank & Hall 2001, ECML;
     Niu et al. 2016, CVPR). Loss and prediction tell the two by this number.

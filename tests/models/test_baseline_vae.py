@@ -94,13 +94,15 @@ def test_fused_and_plain_layers_agree(batch: Batch) -> None:
 def test_the_receptive_field_is_the_gradient_footprint(axis: int) -> None:
     """Measured along each axis, without the norms, whose statistics see everything."""
     encoder = small(width=8).encoder.double()
-    field, shape = encoder.receptive_field(), [8, 8, 8]
+    field, shape = encoder.receptive_field(), [32, 32, 32]
     shape[axis] = 2 * field + 64
     x = torch.randn(1, 1, *shape, dtype=torch.double, requires_grad=True)
     # An average in place of the maximum, which passes a gradient to one cell alone.
     y = F.avg_pool3d(encoder.stem(x), 3, stride=2, padding=1)
     for block in encoder.blocks:
-        short = F.avg_pool3d(y, 2, ceil_mode=True) if block.stride > 1 else y
+        short = (
+            F.avg_pool3d(y, 2, ceil_mode=True, count_include_pad=False) if block.stride > 1 else y
+        )
         first, second = block.convs
         y = second(F.silu(first(F.silu(y)))) + F.pad(short, (0,) * 7 + (block.more,))
     middle = [0, 0, 0]
@@ -120,7 +122,7 @@ def test_a_run_goes_through_evaluate_generate_and_doctor(
     results = json.loads((run / "test_results.json").read_text())
     assert results["year"] is None
     assert np.isfinite(results["methods"]["atlas"]["bits_half"]).all()
-    done = run_atlas("generate", "--run", run, "--out", tmp_path / "map.nii.gz")
+    done = run_atlas("generate", run, "--out", tmp_path / "map.nii.gz")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "map.nii.gz").exists()
     described = json.loads(run_atlas("doctor", "--json", "--model", run).stdout)["model"]
@@ -133,9 +135,7 @@ def test_metadata_are_refused_with_a_sentence(run: Path, tmp_path: Path) -> None
     assert atlas.decode().imputed == {}
     with pytest.raises(AtlasError, match="task: this model takes no metadata, cannot be set"):
         atlas.decode(m={"task": "language"})
-    done = run_atlas(
-        "generate", "--run", run, "--set", "task=language", "--out", tmp_path / "x.nii"
-    )
+    done = run_atlas("generate", run, "--set", "task=language", "--out", tmp_path / "x.nii")
     assert "this model takes no metadata" in one_line_error(done)
 
 
