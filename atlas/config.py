@@ -20,6 +20,7 @@ from .errors import AtlasError, OptionError
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
+YearHead = Literal["bins", "ordinal"]
 Width = Annotated[float, Field(ge=2, le=40)]  # as the field fwhm in atlas.metadata
 
 
@@ -53,7 +54,7 @@ class DataConfig(Record):
 class ModelConfig(Record):
     """Size of the network; every width is a multiple of 8 (GroupNorm's groups)."""
 
-    name: Literal["cvae"] = "cvae"
+    name: Literal["cvae", "baseline_vae"] = "cvae"
     latent: Count = 32
     width: Annotated[int, Field(ge=8, multiple_of=8)] = 16  # channels after the stem
     growth: Annotated[int, Field(ge=8, multiple_of=8)] = 16
@@ -93,6 +94,7 @@ class YearConfig(Record):
     """Gradient reversal of the publication year: lambda ramps between two shares of the run."""
 
     weight: Annotated[float, Field(ge=0)] = 1.0
+    head: YearHead = "bins"  # ten-bin softmax, or cumulative bins
     ramp: Shares = (0.2, 0.8)
 
 

@@ -169,4 +169,4 @@ class Output(NamedTuple):
     kept_BM: torch.Tensor  # mask of the observed metadata that the model was shown
     imputed_mean_BM: torch.Tensor
     imputed_log_variance_BM: torch.Tensor
-    year_logits_BY: torch.Tensor
+    year_logits_BY: torch.Tensor | None  # None of a model without a year head

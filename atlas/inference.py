@@ -19,7 +19,7 @@ from . import model_file, space
 from .data.batches import splat_studies
 from .errors import AtlasError
 from .metadata import Field, Value
-from .models.cvae import CVAE
+from .models.model import Model
 from .objectives import relative_density
 
 UNIT = "times the uniform density"
@@ -71,7 +71,7 @@ class Atlas:
         Architecture, fields, what training saw.
     """
 
-    def __init__(self, model: CVAE, card: model_file.Card) -> None:
+    def __init__(self, model: Model, card: model_file.Card) -> None:
         self._model, self.card = model.eval(), card
         self._fields, self._space = card.table(), space.load(card.data.resolution)
 
@@ -103,6 +103,8 @@ class Atlas:
 
     def _why_not(self, name: str) -> str | None:
         """Say why this model cannot be conditioned on a field; None where it can."""
+        if not self._model.conditional:
+            return "this model takes no metadata"
         used = self.card.used[name]
         if used.studies == 0:
             return "never observed in this model's training"

@@ -13,12 +13,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from .config import DataConfig, ModelConfig
+from .config import DataConfig, ModelConfig, YearHead
 from .errors import AtlasError
 from .files import replacing, write_text
 from .metadata import FieldTable
 from .models import build
-from .models.cvae import CVAE
+from .models.model import Model
 
 WEIGHTS, CARD = "model.safetensors", "model.json"
 
@@ -61,6 +61,7 @@ class Card(BaseModel):
     fields: list[dict[str, Any]]
     used: dict[str, FieldUse]
     year_edges: list[float]
+    year_head: YearHead = "bins"
     latent_activity: list[float]
     latent_mean: list[float]
     latent_sd: list[float]
@@ -79,7 +80,7 @@ class Card(BaseModel):
         return FieldTable.from_snapshot(self.fields)
 
 
-def write(run: Path, model: CVAE, card: Card) -> None:
+def write(run: Path, model: Model, card: Card) -> None:
     """Write both files; each appears whole or not at all."""
     arrays = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     with replacing(run / WEIGHTS) as work:
@@ -87,7 +88,7 @@ def write(run: Path, model: CVAE, card: Card) -> None:
     write_text(run / CARD, card.model_dump_json(indent=1))
 
 
-def read(run: Path) -> tuple[CVAE, Card]:
+def read(run: Path) -> tuple[Model, Card]:
     """Read a run's model, in evaluation mode on the CPU.
 
     Raises
@@ -104,7 +105,7 @@ def read(run: Path) -> tuple[CVAE, Card]:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "damaged"
         raise AtlasError(f"{run / CARD}: {where}: {first['msg']}") from None
-    model = build(card.model, card.table().width, card.data.resolution)
+    model = build(card.model, card.table().width, card.data.resolution, card.year_head)
     try:
         state = load_file(run / WEIGHTS)
     except (SafetensorError, OSError) as error:
@@ -114,7 +115,7 @@ def read(run: Path) -> tuple[CVAE, Card]:
     return model.eval(), card
 
 
-def _check_state(run: Path, model: CVAE, state: dict[str, Any]) -> None:
+def _check_state(run: Path, model: Model, state: dict[str, Any]) -> None:
     wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in state.items()}
     if wanted != found:

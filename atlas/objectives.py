@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from .config import ObjectiveConfig
 from .contracts import Batch, Decoded, Output
+from .metadata import YEAR_BINS
 
 
 class Losses(NamedTuple):
@@ -22,7 +23,7 @@ class Losses(NamedTuple):
     kl : rate of the code in nats, unweighted
     uncertainty : mean Gaussian negative log-likelihood of a voxel of the smoothed map
     imputation : mean Gaussian negative log-likelihood of a hidden metadata element
-    year : cross-entropy of the year head, 0 where no year is known
+    year : cross-entropy of the year head, 0 without a head or a known year
     """
 
     total: Tensor
@@ -119,8 +120,35 @@ def hidden_nll(output: Output, batch: Batch) -> Tensor:
     return (nll_BM * hidden_BM).sum() / hidden_BM.sum().clamp_min(1)
 
 
-def _year_loss(logits_BY: Tensor, year_bin_B: Tensor) -> Tensor:
+def year_nll(logits_BY: Tensor, year_bin_B: Tensor) -> Tensor:
+    """Negative log-likelihood of known year bins under either year head, nats, scalar.
+
+    Ten logits are a softmax over the bins. Nine are of P(bin > k), k = 0 to 8, and each is a binary
+    decision of its own (`atlas.models.layers.year_logits`): their cross-entropies add up.
+    """
+    if logits_BY.shape[1] == YEAR_BINS:
+        return F.cross_entropy(logits_BY, year_bin_B)
+    thresholds = torch.arange(YEAR_BINS - 1, device=year_bin_B.device)
+    above_BY = (year_bin_B[:, None] > thresholds).to(logits_BY.dtype)
+    nll_BY = F.binary_cross_entropy_with_logits(logits_BY, above_BY, reduction="none")
+    return nll_BY.sum(1).mean()
+
+
+def predicted_bin(logits_BY: Tensor) -> Tensor:
+    """Return the year bin that either head says, (B,) int64.
+
+    The likeliest of ten; the number of thresholds that the year is likelier above than not
+    (Niu et al. 2016, CVPR).
+    """
+    if logits_BY.shape[1] == YEAR_BINS:
+        return logits_BY.argmax(1)
+    return (logits_BY > 0).sum(1)
+
+
+def _year_loss(logits_BY: Tensor | None, year_bin_B: Tensor) -> Tensor:
+    if logits_BY is None:
+        return torch.zeros((), device=year_bin_B.device)
     known = year_bin_B >= 0
     if not known.any():
         return logits_BY.sum() * 0
-    return F.cross_entropy(logits_BY[known], year_bin_B[known])
+    return year_nll(logits_BY[known], year_bin_B[known])

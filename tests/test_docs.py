@@ -82,6 +82,16 @@ def test_every_shipped_configuration_and_schedule_is_documented() -> None:
         assert f"`{schedule}`" in PAGES["docs/model.md"]
 
 
+def test_every_key_of_a_configuration_is_documented() -> None:
+    keys = []
+    for name, value in config.Config():
+        inner = type(value).model_fields if isinstance(value, config.Record) else None
+        keys += [f"{name}.{key}" for key in inner] if inner else [name]
+    assert len(keys) > 30
+    page = PAGES["docs/model.md"]
+    assert not [key for key in keys if not re.search(rf"`{re.escape(key)}[`=]", page)]
+
+
 def test_links_between_pages_lead_somewhere() -> None:
     for name, text in PAGES.items():
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):

@@ -85,3 +85,59 @@ def test_without_any_year_the_year_term_is_zero() -> None:
     assert objectives.relative_map(batch.target_B1XYZ, torch.ones(1, 1, V).bool()).mean() == (
         pytest.approx(1)
     )
+
+
+def test_the_ordinal_year_adds_nine_binary_decisions() -> None:
+    """Bin 2 of ten: above the thresholds 0 and 1, not above the other seven."""
+    logits = torch.tensor([[2.0, 1.0, -1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]])
+    nats = (
+        math.log(1 + math.exp(-2)) + 2 * math.log(1 + math.exp(-1)) + 6 * math.log(2)
+    )  # 0.12693 + 2 * 0.31326 + 4.15888
+    assert nats == pytest.approx(4.91233, abs=1e-5)
+    loss = objectives.year_nll(logits, torch.tensor([2]))
+    assert float(loss) == pytest.approx(nats)
+    both = objectives.year_nll(logits.expand(2, -1), torch.tensor([2, 0]))
+    assert float(both) == pytest.approx((nats + nats + 2 + 1) / 2)  # -log(1-p) is -log(p) + logit
+
+
+@pytest.mark.parametrize("size", [9, 10])
+def test_gradients_of_both_year_heads(size: int) -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(4, size, dtype=torch.double, requires_grad=True)
+    bins = torch.tensor([0, 3, 9, 5])
+    assert torch.autograd.gradcheck(lambda x: objectives.year_nll(x, bins), logits)
+    if size == 9:  # of the mean over studies: (sigmoid - is it above?) / 4
+        objectives.year_nll(logits, bins).backward()
+        above = bins[:, None] > torch.arange(9)
+        torch.testing.assert_close(logits.grad, (logits.detach().sigmoid() - above.double()) / 4)
+
+
+def test_the_predicted_bin_of_both_year_heads() -> None:
+    sure = torch.tensor([[3.0] * k + [-3.0] * (9 - k) for k in range(10)])
+    assert objectives.predicted_bin(sure).tolist() == list(range(10))
+    assert objectives.predicted_bin(torch.eye(10)).tolist() == list(range(10))
+    crossed = torch.tensor([[2.0, -1.0, 1.0, -2.0, -2.0, -2.0, -2.0, -2.0, -2.0]])
+    assert objectives.predicted_bin(crossed).tolist() == [
+        2
+    ]  # decisions that contradict are counted
+
+
+def test_descending_either_year_head_finds_the_bin() -> None:
+    bins = torch.arange(10)
+    for size in (9, 10):
+        logits = torch.zeros(10, size, requires_grad=True)
+        for _ in range(50):
+            (slope,) = torch.autograd.grad(objectives.year_nll(logits, bins), logits)
+            logits = (logits - 20 * slope).detach().requires_grad_()
+        assert objectives.predicted_bin(logits).tolist() == bins.tolist()
+
+
+def test_a_model_without_a_year_head_has_no_year_term() -> None:
+    from atlas.config import ObjectiveConfig
+
+    batch, output = batch_and_output()
+    mask = torch.ones(1, 1, V, dtype=torch.bool)
+    terms = objectives.losses(
+        output._replace(year_logits_BY=None), batch, ObjectiveConfig(), mask, 0.2, 5.0
+    )
+    assert terms.year == 0 and torch.isfinite(terms.total)

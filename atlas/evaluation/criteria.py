@@ -90,7 +90,7 @@ def _adversary(year: dict[str, Any] | None) -> Criterion:
     name, bar = "year adversary", f"at most {100 * YEAR_MARGIN:.0f} points over chance"
     if year is None:
         return _criterion(name, "no year in this data set", bar, None)
-    accuracy, chance = year["adversary"]["balanced_accuracy"][0], year["chance"]
+    accuracy, chance = year["balanced_accuracy"], year["chance"]
     said = f"balanced accuracy {accuracy:.3f}, chance {chance:.3f}"
     return _criterion(name, said, bar, accuracy - chance <= YEAR_MARGIN)
 

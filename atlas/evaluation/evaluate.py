@@ -27,7 +27,7 @@ from atlas.data.density import mean_density
 from atlas.errors import AtlasError
 from atlas.files import write_text
 from atlas.inference import Atlas
-from atlas.models.cvae import CVAE
+from atlas.models.model import Model
 
 from . import criteria, held_out, probes
 from .baselines import PCA, MeanMap, Ridge
@@ -166,7 +166,7 @@ def _stack(parts: list[torch.Tensor]) -> np.ndarray:
 
 
 @torch.inference_mode()
-def reconstruct(model: CVAE, batches: list[Batch]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def reconstruct(model: Model, batches: list[Batch]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return decoded densities (S, V), posterior means (S, D) and KL by direction (S, D)."""
     outputs = [model(batch, batch.observed_BM) for batch in batches]
     return (
@@ -184,7 +184,7 @@ def mean_densities(dataset: Dataset, resolution: int) -> np.ndarray:
 
 
 def unseen_density(
-    model: CVAE, batches: list[Batch], shown: np.ndarray, samples: int
+    model: Model, batches: list[Batch], shown: np.ndarray, samples: int
 ) -> np.ndarray:
     """Density of a study of which only the metadata in `shown`, (M,), are known, (S, V).
 
@@ -197,14 +197,14 @@ def unseen_density(
     return predictive(model, batches, samples, lambda mean, _: (0 * mean, 1 + 0 * mean))
 
 
-def half_density(model: CVAE, batches: list[Batch], samples: int) -> np.ndarray:
+def half_density(model: Model, batches: list[Batch], samples: int) -> np.ndarray:
     """Density of a study of which a half is known, averaged over the posterior, (S, V)."""
     return predictive(model, batches, samples, lambda mean, sd: (mean, sd))
 
 
 @torch.inference_mode()
 def predictive(
-    model: CVAE,
+    model: Model,
     batches: list[Batch],
     samples: int,
     law: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
@@ -238,7 +238,7 @@ def predictive(
 
 
 def score(
-    model: CVAE,
+    model: Model,
     card: model_file.Card,
     train: Split,
     val: Split,
@@ -352,19 +352,19 @@ def _interval(values: np.ndarray) -> list[float]:
 
 
 def year_accuracy(
-    model: CVAE, card: model_file.Card, train: Split, split: Split
+    model: Model, card: model_file.Card, train: Split, split: Split
 ) -> dict[str, Any] | None:
-    """Balanced accuracy with which the year is read from codes; None where no year is known.
+    """Balanced accuracy with which the year is read from codes.
 
     Read by the trained year head, and by fresh probes on the frozen codes (`probes`). The encoder
-    is not shown the year.
+    is not shown the year. None for a model without a year head, or where no year is known.
     """
     codes, bins = _codes_without_year(model, card, split)
-    if not (bins >= 0).any():
+    if model.year is None or not (bins >= 0).any():
         return None
     known = bins >= 0
     with torch.inference_mode():
-        head = model.year(torch.from_numpy(codes[known])).argmax(1).numpy()
+        head = objectives.predicted_bin(model.year(torch.from_numpy(codes[known]))).numpy()
     adversary = probes.score(head, bins[known])
     return {
         "balanced_accuracy": adversary["balanced_accuracy"][0],
@@ -376,7 +376,7 @@ def year_accuracy(
 
 @torch.inference_mode()
 def _codes_without_year(
-    model: CVAE, card: model_file.Card, split: Split
+    model: Model, card: model_file.Card, split: Split
 ) -> tuple[np.ndarray, np.ndarray]:
     """Posterior means (S, D) of an encoder that is not shown the year, and year bins (S,)."""
     table = card.table()

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from torch import nn
+from atlas.config import ModelConfig, YearHead
 
-from atlas.config import ModelConfig
-
+from .baseline_vae import BaselineVAE
 from .cvae import CVAE
+from .model import Model
 
-MODELS: dict[str, Callable[[ModelConfig, int, int], nn.Module]] = {"cvae": CVAE}
+# Without metadata there is no year head either: the baseline's row drops its form.
+MODELS: dict[str, Callable[[ModelConfig, int, int, YearHead], Model]] = {
+    "cvae": CVAE,
+    "baseline_vae": lambda config, width, resolution, _: BaselineVAE(config, width, resolution),
+}
 
 
-def build(config: ModelConfig, fields_width: int, resolution: int) -> CVAE:
+def build(
+    config: ModelConfig, fields_width: int, resolution: int, year_head: YearHead = "bins"
+) -> Model:
     """Return the model that a configuration names."""
-    return MODELS[config.name](config, fields_width, resolution)  # type: ignore[return-value]
+    return MODELS[config.name](config, fields_width, resolution, year_head)

@@ -17,9 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from atlas import space
-from atlas.config import ModelConfig
+from atlas.config import ModelConfig, YearHead
 from atlas.contracts import Batch, Decoded, Output
-from atlas.metadata import YEAR_BINS
 
 from .layers import (
     DenseBlock,
@@ -28,7 +27,9 @@ from .layers import (
     channels_last,
     receptive_field,
     reverse_gradient,
+    year_logits,
 )
+from .model import Model
 
 LOG_VARIANCE_RANGE = (-8.0, 8.0)
 
@@ -151,7 +152,7 @@ class Decoder(nn.Module):
         )
 
 
-class CVAE(nn.Module):
+class CVAE(Model):
     """Encoder, imputer, decoder and year head, and how a batch passes through them.
 
     Parameters
@@ -161,6 +162,8 @@ class CVAE(nn.Module):
         M, width of the metadata vector.
     resolution : int
         Edge of a cell in mm.
+    year_head : {"bins", "ordinal"}
+        What the year head's logits are: `year_logits`.
 
     Attributes
     ----------
@@ -168,9 +171,17 @@ class CVAE(nn.Module):
         1 for elements of fields that were observed in training; others never reach a layer.
     """
 
-    available_M: Tensor
+    encoder: Encoder
+    decoder: Decoder
+    year: nn.Sequential
 
-    def __init__(self, config: ModelConfig, fields_width: int, resolution: int) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        fields_width: int,
+        resolution: int,
+        year_head: YearHead = "bins",
+    ) -> None:
         super().__init__()
         here = space.load(resolution)
         sizes = _pyramid(here.grid.shape, len(config.blocks) + 2)
@@ -179,7 +190,9 @@ class CVAE(nn.Module):
         self.imputer = Imputer(config.latent, fields_width)
         self.decoder = Decoder(config, fields_width, sizes, cells_V)
         self.code_dropout = config.code_dropout
-        self.year = nn.Sequential(nn.Linear(config.latent, 64), nn.SiLU(), nn.Linear(64, YEAR_BINS))
+        self.year = nn.Sequential(
+            nn.Linear(config.latent, 64), nn.SiLU(), nn.Linear(64, year_logits(year_head))
+        )
         self.register_buffer("available_M", torch.ones(fields_width))
 
     def encode(self, volume_B1XYZ: Tensor, m_BM: Tensor, kept_BM: Tensor) -> tuple[Tensor, Tensor]:

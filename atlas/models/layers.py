@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from atlas.config import YearHead
+from atlas.metadata import YEAR_BINS
 from atlas_kernels import dense_block, group_norm_film
 
 CHANNELS_PER_GROUP = 8
@@ -127,6 +129,15 @@ class _ReverseGradient(torch.autograd.Function):
 def reverse_gradient(x: Tensor, weight: float) -> Tensor:
     """Pass x on; its gradient comes back times ``-weight`` (Ganin et al. 2016, JMLR)."""
     return _ReverseGradient.apply(x, weight)
+
+
+def year_logits(head: YearHead) -> int:
+    """Count a year head's logits: one a bin, or one of P(bin > k) for every k but the last.
+
+    The second is ordinal regression by cumulative binary decisions (Frank & Hall 2001, ECML;
+    Niu et al. 2016, CVPR). Loss and prediction tell the two by this number.
+    """
+    return YEAR_BINS if head == "bins" else YEAR_BINS - 1
 
 
 def receptive_field(steps: Sequence[tuple[int, int, int]]) -> int:

@@ -14,7 +14,7 @@ from atlas.config import Config
 from atlas.contracts import Batch
 from atlas.errors import AtlasError
 from atlas.metadata import FieldTable
-from atlas.models.cvae import CVAE
+from atlas.models.model import Model
 
 
 class AtlasModule(pl.LightningModule):
@@ -28,7 +28,7 @@ class AtlasModule(pl.LightningModule):
 
     mask: Tensor
 
-    def __init__(self, config: Config, model: CVAE, fields: FieldTable) -> None:
+    def __init__(self, config: Config, model: Model, fields: FieldTable) -> None:
         super().__init__()
         self.config, self.model, self.fields = config, model, fields
         self.beta, self.reversal = config.kl.beta, 0.0

@@ -18,7 +18,7 @@ from atlas.data.dataset import Dataset
 from atlas.data.density import mean_density
 from atlas.errors import AtlasError, require
 from atlas.models import build
-from atlas.models.cvae import CVAE
+from atlas.models.model import Model
 from atlas.objectives import relative_density
 
 from . import folder
@@ -63,7 +63,7 @@ def train(
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
     pl.seed_everything(config.seed, verbose=False)
-    model = build(config.model, dataset.fields.width, config.data.resolution)
+    model = build(config.model, dataset.fields.width, config.data.resolution, config.year.head)
     _set_buffers(model, config, dataset)
     module = AtlasModule(config, model, dataset.fields)
     data = AtlasDataModule(dataset, config)
@@ -85,7 +85,7 @@ def train(
     return run
 
 
-def _set_buffers(model: CVAE, config: Config, dataset: Dataset) -> None:
+def _set_buffers(model: Model, config: Config, dataset: Dataset) -> None:
     """Tell the model which fields it will see, and where the decoder starts."""
     coverage = dataset.coverage("train") | {"fwhm": 1}
     for field in dataset.fields:
@@ -158,7 +158,7 @@ def _interrupted(dataset: Dataset, run: Path) -> AtlasError:
     )
 
 
-def _load_best(model: CVAE, path: Path) -> None:
+def _load_best(model: Model, path: Path) -> None:
     """Put the weights of the best validation epoch into the model."""
     if not path.is_file():
         raise AtlasError(f"{path}: missing; train again with --force")
@@ -169,7 +169,7 @@ def _load_best(model: CVAE, path: Path) -> None:
 
 @torch.no_grad()
 def _card(
-    config: Config, dataset: Dataset, data: AtlasDataModule, model: CVAE, run: Path
+    config: Config, dataset: Dataset, data: AtlasDataModule, model: Model, run: Path
 ) -> model_file.Card:
     """Describe the trained model: what it saw, which directions it uses, how its maps range."""
     batches = StudyBatches(dataset, config.data, data.year_edges)
@@ -193,6 +193,7 @@ def _card(
         fields=dataset.fields.snapshot(),
         used=_fields_used(dataset, config),
         year_edges=data.year_edges.tolist(),
+        year_head=config.year.head,
         latent_activity=codes.var(0).tolist(),
         latent_mean=codes.mean(0).tolist(),
         latent_sd=codes.std(0).tolist(),

@@ -103,21 +103,48 @@ def test_evaluation_is_deterministic_and_training_is_not(bundled: Dataset, batch
     assert torch.equal(run(), run())
 
 
-@pytest.mark.parametrize("name", config.shipped())
-def test_the_receptive_field_spans_the_gradient_footprint(name: str) -> None:
+FOOTPRINTS = [((1,), (1, 2)), ((2, 2), (1, 2, 4)), ((2, 1, 1), (1,)), ((1, 2), (3, 1))]
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize(("blocks", "dilations"), FOOTPRINTS)
+def test_the_receptive_field_is_the_gradient_footprint(
+    blocks: tuple[int, ...], dilations: tuple[int, ...], axis: int
+) -> None:
     """What the function computes is what a cell really depends on, measured by its gradient."""
-    model = build(config.load(name).model, 70, 4)
-    encoder = model.encoder.double()
-    torch.nn.init.normal_(encoder.stem.weight)
-    field = encoder.receptive_field()
-    assert field * 4 > 100
-    # Without the norms, whose statistics see everything; long along x, the axis that is measured.
-    x = torch.randn(1, 1, 2 * field + 32, 16, 16, dtype=torch.double, requires_grad=True)
+    torch.manual_seed(0)
+    small = {"width": 8, "growth": 8, "blocks": blocks, "dilations": dilations}
+    encoder = build(SMOKE.model.model_copy(update=small), 70, 4).encoder.double()
+    field, shape = encoder.receptive_field(), [32, 32, 32]
+    # Without the norms, whose statistics see everything; long along the axis that is measured.
+    shape[axis] = 2 * field + 32
+    x = torch.randn(1, 1, *shape, dtype=torch.double, requires_grad=True)
     out = encoder.stem(x)
     for block, mix in zip(encoder.blocks, encoder.mixes):
         for conv in block.convs:
             out = torch.cat([out, conv(F.silu(out))], 1)
         out = F.avg_pool3d(mix(F.silu(out)), 2, ceil_mode=True)
-    out[0, :, out.shape[2] // 2, 0, 0].sum().backward()
-    touched = x.grad.abs().sum((0, 1, 3, 4)).nonzero().ravel()
-    assert int(touched[-1] - touched[0]) + 1 == field
+    middle = [0, 0, 0]
+    middle[axis] = out.shape[2 + axis] // 2
+    out[(0, slice(None), *middle)].sum().backward()
+    touched = x.grad.abs().sum([d for d in range(5) if d != 2 + axis]).nonzero().ravel()
+    assert int(touched[-1] - touched[0]) + 1 == field < shape[axis]
+
+
+@pytest.mark.parametrize(
+    ("dilations", "cells"), [((1,), 57), ((2,), 73), ((1, 2), 89), ((1, 2, 4), 153)]
+)
+def test_dilations_that_see_more_than_150_mm(dilations: tuple[int, ...], cells: int) -> None:
+    """With two blocks of two layers: any at 4 mm, (1, 2) and up at 2 mm, as docs/model.md says."""
+    update = {"blocks": (2, 2), "dilations": dilations}
+    seen = build(SMOKE.model.model_copy(update=update), 70, 4).encoder.receptive_field()
+    assert seen == cells and 4 * seen > 150
+    assert (2 * seen > 150) == (sum(dilations) >= 3)
+
+
+@pytest.mark.parametrize("name", [name for name in config.shipped() if name != "smoke"])
+def test_shipped_models_see_more_than_150_mm(name: str) -> None:
+    shipped = config.load(name)
+    resolution = shipped.data.resolution
+    model = build(shipped.model, 70, resolution)
+    assert model.encoder.receptive_field() * resolution > 150

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from atlas import config
+from atlas import config, model_file
 from atlas.contracts import Study
 from atlas.data import dataset as folder
 from atlas.data.dataset import Dataset
@@ -62,3 +62,15 @@ def test_bins_follow_the_planted_years(planted: Dataset) -> None:
     assert set(batch.year_bin_B.tolist()) <= set(range(10))
     observed = batch.observed_BM[:, planted.fields.slices["year"]]
     assert observed.all()
+
+
+def test_an_ordinal_head_trains_is_kept_in_the_card_and_is_scored(
+    planted: Dataset, tmp_path: Path
+) -> None:
+    settings = ["train.epochs=1", "year.head=ordinal"]
+    run = train(config.load("smoke", settings), planted, tmp_path / "ordinal")
+    model, card = model_file.read(run)
+    assert card.year_head == "ordinal"
+    assert model.year is not None and model.year[-1].out_features == 9
+    year = evaluate(run, planted, samples=1)["year"]
+    assert year is not None and 0 <= year["balanced_accuracy"] <= 1
