@@ -8,7 +8,7 @@ import torch
 
 from atlas import model_file, space
 from atlas.inference import Atlas
-from atlas.models.cvae import CVAE
+from atlas.models.model import Model
 
 from . import criteria
 from .imputation import impute_hidden
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .evaluate import Split
 
 
-def measure(model: CVAE, card: model_file.Card, split: Split) -> dict[str, Any]:
+def measure(model: Model, card: model_file.Card, split: Split) -> dict[str, Any]:
     """Return ``imputation``, ``uncertainty_coverage`` and ``task`` of held-out studies."""
     mask = torch.from_numpy(space.load(card.data.resolution).mask.copy())
     atlas = Atlas(model, card)

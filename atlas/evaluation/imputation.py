@@ -15,12 +15,12 @@ import torch
 
 from atlas import metrics, model_file
 from atlas.contracts import Batch
-from atlas.models.cvae import CVAE
+from atlas.models.model import Model
 
 Z90 = 1.6448536  # half width of the central 90 % interval of a normal law
 
 
-def impute_hidden(model: CVAE, card: model_file.Card, batches: list[Batch]) -> dict[str, Any]:
+def impute_hidden(model: Model, card: model_file.Card, batches: list[Batch]) -> dict[str, Any]:
     """Score the imputed value of every field that the model knows and held-out studies have.
 
     Returns
@@ -45,7 +45,7 @@ def impute_hidden(model: CVAE, card: model_file.Card, batches: list[Batch]) -> d
 
 @torch.inference_mode()
 def _hide(
-    model: CVAE, batches: list[Batch], part: slice
+    model: Model, batches: list[Batch], part: slice
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return true value, imputed mean and log variance of one field's elements, (S, E) each."""
     found = []

@@ -13,19 +13,19 @@ import torch
 
 from atlas import metrics
 from atlas.contracts import Batch
-from atlas.models.cvae import CVAE
+from atlas.models.model import Model
 from atlas.objectives import relative_density, relative_map
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)
 
 
 @torch.inference_mode()
-def coverage(model: CVAE, batches: list[Batch], mask: torch.Tensor) -> dict[str, list[float]]:
+def coverage(model: Model, batches: list[Batch], mask: torch.Tensor) -> dict[str, list[float]]:
     """Return the covered share of cells at each level, [mean, low, high] over studies.
 
     Parameters
     ----------
-    model : CVAE
+    model : Model
     batches : list of Batch
         Held-out studies, all of their peaks given.
     mask : (X, Y, Z) bool tensor
@@ -42,7 +42,7 @@ def coverage(model: CVAE, batches: list[Batch], mask: torch.Tensor) -> dict[str,
     }
 
 
-def _shares(model: CVAE, batch: Batch, mask: torch.Tensor) -> torch.Tensor:
+def _shares(model: Model, batch: Batch, mask: torch.Tensor) -> torch.Tensor:
     decoded = model(batch, batch.observed_BM).decoded
     error_BV = relative_map(batch.target_B1XYZ, mask) - relative_density(decoded)
     return covered(error_BV, torch.exp(0.5 * decoded.log_variance_BV))

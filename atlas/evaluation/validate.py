@@ -23,7 +23,7 @@ from atlas.errors import AtlasError
 from atlas.files import replacing, write_text
 from atlas.inference import Atlas
 from atlas.models import build
-from atlas.models.cvae import CVAE
+from atlas.models.model import Model
 
 from . import anatomy
 from .criteria import verdict
@@ -96,7 +96,7 @@ def validate(run: Path, dataset: Dataset | None = None, split: str = "test") -> 
     return results
 
 
-def untrained(model: CVAE, card: model_file.Card) -> CVAE:
+def untrained(model: Model, card: model_file.Card) -> Model:
     """Return the same architecture with fresh weights and the run's buffers."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(card.seed + 1)
