@@ -68,6 +68,10 @@ class ModelConfig(Record):
         4,
     )  # of the encoder's last block, one a layer
     embedding: Count = 32  # width of the metadata embedding that drives FiLM
+    halve: bool = False  # convolve cells of twice the edge; logits are interpolated
+    direct: Annotated[int, Field(ge=0)] = 0  # width of the path around the convolutions; 0: none
+    rank: Count = 256  # maps that the direct path mixes
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # in the direct path
     code_dropout: Fraction = 0.0  # share of samples decoded from 0, so that 0 means "unknown"
     base_map: bool = True  # decoder starts from the training set's mean log density
     kernels: Literal["auto", "reference"] = "auto"  # fused layers, or the same in plain PyTorch
@@ -102,6 +106,7 @@ class ObjectiveConfig(Record):
     """Terms of the loss."""
 
     reconstruction: Literal["peaks", "mse"] = "peaks"
+    temper: Fraction = 0.5  # power of a study's number of peaks by which its mean nats count
     hide: Fraction = 0.3  # chance that an observed field is hidden, so that imputing is learnt
     imputation: Annotated[float, Field(ge=0)] = 0.1
     uncertainty: Annotated[float, Field(ge=0)] = 1.0

@@ -7,6 +7,10 @@ The encoder is a 3-D DenseNet whose last block is dilated; FiLM of the metadata 
 dense layer of encoder and decoder. The decoder's density is a softmax over the cells of the brain
 mask: where a study with this code and these metadata reports its next peak. Its second channel is
 the log variance of one study's smoothed map around that density.
+
+`model.direct` adds a path around the convolutions on either side, at half the resolution: what
+linear methods reach in seconds (the projection of a map, a mixture of maps) is not left for
+convolutions to find in hours. Both paths add up, in the encoder's hidden layer and in the logits.
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ from .layers import (
     NormFiLM,
     Upsample,
     channels_last,
+    double,
     receptive_field,
     reverse_gradient,
     year_logits,
@@ -43,6 +48,82 @@ class Embedding(nn.Sequential):
         )
 
 
+class Hidden(nn.Module):
+    """The hidden state of a direct path: one residual layer, normalised; (B, H) -> (B, H)."""
+
+    def __init__(self, width: int, dropout: float) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), nn.Dropout(dropout)
+        )
+        self.outer = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width)
+        nn.init.zeros_(self.outer.weight)
+        nn.init.zeros_(self.outer.bias)
+
+    def forward(self, h_BH: Tensor) -> Tensor:
+        """Activate, add the layer, normalise."""
+        h_BH = nn.functional.silu(h_BH)
+        return self.norm(h_BH + self.outer(self.inner(h_BH)))
+
+
+class DirectEncoder(nn.Module):
+    """Volume and observed metadata -> hidden state, (B, H).
+
+    Reads the square root of the map as a density over cells of twice the edge (Hellinger's
+    geometry, in which Euclidean projections suit counts), and the log of its mass.
+    """
+
+    near: Tensor
+
+    def __init__(self, config: ModelConfig, fields_width: int, near: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("near", near, persistent=False)
+        self.dropout = nn.Dropout(config.dropout)
+        self.read = nn.Linear(int(near.sum()) + 1, config.direct)
+        self.tell = nn.Linear(2 * fields_width, config.direct)
+        self.hidden = Hidden(config.direct, config.dropout)
+
+    def forward(
+        self, volume_B1XYZ: Tensor, m_BM: Tensor, kept_BM: Tensor, features_BH: Tensor
+    ) -> Tensor:
+        """Add what the convolutions found, (B, H), and return the hidden state."""
+        map_BN = _pool(volume_B1XYZ)[:, 0, self.near]
+        mean_B1 = map_BN.mean(1, keepdim=True)
+        root_BN = (map_BN / (mean_B1 + 1e-6) + 1e-3).sqrt()
+        mass_B1 = (mean_B1 + 1e-6).log()
+        read_BH = self.read(self.dropout(0.2 * torch.cat([root_BN, mass_B1], dim=1)))
+        return self.hidden(read_BH + self.tell(_rooted(m_BM * kept_BM, kept_BM)) + features_BH)
+
+
+class DirectDecoder(nn.Module):
+    """z and a complete metadata vector -> logits over cells of twice the edge: a mixture of maps.
+
+    (B, 1, X/2, Y/2, Z/2), 0 in cells that touch no cell of the mask.
+    """
+
+    near: Tensor
+
+    def __init__(self, config: ModelConfig, fields_width: int, near: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("near", near, persistent=False)
+        self.code = nn.Linear(config.latent, config.direct)
+        self.tell = nn.Linear(2 * fields_width, config.direct)
+        self.hidden = Hidden(config.direct, config.dropout)
+        self.weigh = nn.Linear(config.direct, config.rank)
+        self.maps = nn.Linear(config.rank, int(near.sum()))
+        nn.init.normal_(self.maps.weight, std=0.01)
+        nn.init.zeros_(self.maps.bias)
+
+    def forward(self, z_BD: Tensor, m_BM: Tensor) -> Tensor:
+        """Mix the maps for a code and its metadata."""
+        told_BH = self.tell(_rooted(m_BM, torch.ones_like(m_BM)))
+        logits_BN = self.maps(self.weigh(self.hidden(self.code(z_BD) + told_BH)))
+        out = logits_BN.new_zeros(len(z_BD), 1, *self.near.shape)
+        out[:, 0, self.near] = logits_BN
+        return out
+
+
 class Encoder(nn.Module):
     """Volume and observed metadata -> mean and log variance of z.
 
@@ -50,7 +131,11 @@ class Encoder(nn.Module):
     pool, and one linear layer.
     """
 
-    def __init__(self, config: ModelConfig, fields_width: int, sizes: list[list[int]]) -> None:
+    direct: DirectEncoder | None
+
+    def __init__(
+        self, config: ModelConfig, fields_width: int, sizes: list[list[int]], near: Tensor
+    ) -> None:
         super().__init__()
         self.config = config
         e, growth = config.embedding, config.growth
@@ -65,7 +150,10 @@ class Encoder(nn.Module):
         last = DenseBlock(channels, growth, config.dilations, e, config.kernels)
         self._append(last, config.width)
         cells = sizes[-1][0] * sizes[-1][1] * sizes[-1][2]
-        self.head = nn.Linear(config.width * cells, 2 * config.latent)
+        self.direct = DirectEncoder(config, fields_width, near) if config.direct else None
+        if config.direct:
+            self.join = nn.Linear(config.width * cells, config.direct)
+        self.head = nn.Linear(config.direct or config.width * cells, 2 * config.latent)
 
     def _append(self, block: DenseBlock, out_channels: int) -> None:
         self.blocks.append(block)
@@ -75,15 +163,19 @@ class Encoder(nn.Module):
     def forward(self, volume_B1XYZ: Tensor, m_BM: Tensor, kept_BM: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and log variance of the posterior, (B, D) each."""
         e = self.embed(torch.cat([m_BM * kept_BM, kept_BM], dim=1))
-        x = channels_last(self.stem(volume_B1XYZ), self.config.kernels)
+        seen = _pool(volume_B1XYZ) if self.config.halve else volume_B1XYZ
+        x = channels_last(self.stem(seen), self.config.kernels)
         for block, norm, mix in zip(self.blocks, self.norms, self.mixes):
             x = _pool(mix(norm(block(x, e), e)))
-        mean_BD, log_variance_BD = self.head(x.flatten(1)).float().chunk(2, dim=1)
+        h = x.flatten(1)
+        if self.direct is not None:
+            h = self.direct(volume_B1XYZ, m_BM, kept_BM, self.join(h))
+        mean_BD, log_variance_BD = self.head(h).float().chunk(2, dim=1)
         return mean_BD, log_variance_BD.clamp(*LOG_VARIANCE_RANGE)
 
     def receptive_field(self) -> int:
         """Cells of the input, per axis, that one cell before the linear layer sees."""
-        steps = [(3, 2, 1)]
+        steps = [(2, 2, 1)] * self.config.halve + [(3, 2, 1)]
         for layers in self.config.blocks:
             steps += [(3, 1, 1)] * layers + [(2, 2, 1)]
         return receptive_field([*steps, *((3, 1, d) for d in self.config.dilations), (2, 2, 1)])
@@ -117,11 +209,17 @@ class Decoder(nn.Module):
     cells_V: Tensor
 
     def __init__(
-        self, config: ModelConfig, fields_width: int, sizes: list[list[int]], cells_V: Tensor
+        self,
+        config: ModelConfig,
+        fields_width: int,
+        sizes: list[list[int]],
+        cells_V: Tensor,
+        near: Tensor,
     ) -> None:
         super().__init__()
         e, growth = config.embedding, config.growth
-        self.sizes, self.kernels = sizes, config.kernels
+        self.shape, self.halve, self.kernels = sizes[0], config.halve, config.kernels
+        self.sizes = sizes = sizes[config.halve :]
         self.embed = Embedding(fields_width, e)
         self.start = config.width * 2 ** len(config.blocks)
         x, y, z = sizes[-1]
@@ -136,6 +234,7 @@ class Decoder(nn.Module):
             self.ups.append(Upsample(block.out_channels, channels, sizes[level]))
         for parameter in self.ups[-1].parameters():
             nn.init.zeros_(parameter)  # training starts at the base map, whatever the code
+        self.direct = DirectDecoder(config, fields_width, near) if config.direct else None
         self.register_buffer("base_V", torch.zeros(len(cells_V)))
         self.register_buffer("cells_V", cells_V, persistent=False)
 
@@ -145,11 +244,19 @@ class Decoder(nn.Module):
         x = self.spread(torch.cat([z_BD, e], dim=1)).unflatten(1, (self.start, *self.sizes[-1]))
         for block, norm, up in zip(self.blocks, self.norms, self.ups):
             x = up(norm(block(channels_last(x, self.kernels), e), e))
-        logits_BV, log_variance_BV = x.float().flatten(2)[:, :, self.cells_V].unbind(1)
+        logits_BV, log_variance_BV = self._at_cells(x)
+        if self.direct is not None:
+            logits_BV = logits_BV + self._at_cells(self.direct(z_BD, m_BM))[0]
         return Decoded(
             torch.log_softmax(logits_BV + self.base_V, dim=1),
             log_variance_BV.clamp(*LOG_VARIANCE_RANGE),
         )
+
+    def _at_cells(self, x_BCXYZ: Tensor) -> tuple[Tensor, ...]:
+        """Each channel at the mask's cells, (B, V), interpolated where the grid is the coarse one."""
+        if list(x_BCXYZ.shape[2:]) != self.shape:
+            x_BCXYZ = double(x_BCXYZ, self.shape)
+        return x_BCXYZ.float().flatten(2)[:, :, self.cells_V].unbind(1)
 
 
 class CVAE(Model):
@@ -184,11 +291,12 @@ class CVAE(Model):
     ) -> None:
         super().__init__()
         here = space.load(resolution)
-        sizes = _pyramid(here.grid.shape, len(config.blocks) + 2)
+        sizes = _pyramid(here.grid.shape, len(config.blocks) + 2 + config.halve)
         cells_V = torch.from_numpy(here.mask.ravel().nonzero()[0])
-        self.encoder = Encoder(config, fields_width, sizes)
+        near = _near(torch.from_numpy(here.mask.copy()))
+        self.encoder = Encoder(config, fields_width, sizes, near)
         self.imputer = Imputer(config.latent, fields_width)
-        self.decoder = Decoder(config, fields_width, sizes, cells_V)
+        self.decoder = Decoder(config, fields_width, sizes, cells_V, near)
         self.code_dropout = config.code_dropout
         self.year = nn.Sequential(
             nn.Linear(config.latent, 64), nn.SiLU(), nn.Linear(64, year_logits(year_head))
@@ -249,6 +357,17 @@ class CVAE(Model):
 def _pool(x_BCXYZ: Tensor) -> Tensor:
     """Halve the grid, rounding up; a cell at the edge averages what there is of it."""
     return nn.functional.avg_pool3d(x_BCXYZ, 2, ceil_mode=True, count_include_pad=False)
+
+
+def _rooted(m_BM: Tensor, kept_BM: Tensor) -> Tensor:
+    """Metadata and mask, (B, 2M), as signed roots: weights of topics are many and small."""
+    return torch.cat([m_BM.sign() * m_BM.abs().sqrt(), kept_BM], dim=1)
+
+
+def _near(mask: Tensor) -> Tensor:
+    """Cells of twice the edge that interpolation to the mask, (X, Y, Z) bool, reads."""
+    touched = nn.functional.max_pool3d(mask[None, None].float(), 2, ceil_mode=True)
+    return nn.functional.max_pool3d(touched, 3, stride=1, padding=1)[0, 0] > 0
 
 
 def _pyramid(shape: Sequence[int], halvings: int) -> list[list[int]]:
