@@ -12,10 +12,13 @@ import torch
 from torch.nn import functional as F
 
 from atlas import config, model_file, objectives, space
-from atlas.contracts import Batch
+from atlas.contracts import Batch, Study
+from atlas.data import dataset as folder
 from atlas.data.batches import Request, StudyBatches
 from atlas.data.dataset import Dataset
+from atlas.data.sources import Provenance
 from atlas.errors import AtlasError
+from atlas.evaluation.evaluate import evaluate
 from atlas.inference import Atlas
 from atlas.models import baseline_vae, build
 from atlas.models.baseline_vae import BaselineVAE
@@ -40,8 +43,23 @@ def batch(bundled: Dataset) -> Batch:
 
 
 @pytest.fixture(scope="module")
-def run(bundled: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train(TINY, bundled, tmp_path_factory.mktemp("runs") / "baseline")
+def few(bundled: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """Write a dataset of 32 studies."""
+    sizes = {"train": 16, "val": 8, "test": 8}
+    splits = {name: bundled.splits[name][:size] for name, size in sizes.items()}
+    kept = {study for ids in splits.values() for study in ids}
+    studies = [
+        Study(study, "", peaks, ("MNI",) * len(peaks), dict(bundled.metadata[row]))
+        for row, study in enumerate(bundled.ids)
+        if study in kept and len(peaks := bundled.peaks(row).astype(float))
+    ]
+    path = tmp_path_factory.mktemp("few") / "data"
+    return folder.write(path, studies, splits, Provenance("few", "1", "none", {}), funnel={})
+
+
+@pytest.fixture(scope="module")
+def run(few: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(TINY, few, tmp_path_factory.mktemp("runs") / "baseline")
 
 
 def test_the_mission_s_number_of_parameters_at_2_mm() -> None:
@@ -114,11 +132,10 @@ def test_the_receptive_field_is_the_gradient_footprint(axis: int) -> None:
 
 @pytest.mark.slow
 def test_a_run_goes_through_evaluate_generate_and_doctor(
-    run: Path, bundled: Dataset, tmp_path: Path
+    run: Path, few: Dataset, tmp_path: Path
 ) -> None:
     assert isinstance(model_file.read(run)[0], BaselineVAE)
-    done = run_atlas("evaluate", run, "--data", bundled.path)
-    assert done.returncode == 0, done.stderr
+    evaluate(run, few, samples=1)
     results = json.loads((run / "test_results.json").read_text())
     assert results["year"] is None
     assert np.isfinite(results["methods"]["atlas"]["bits_half"]).all()
