@@ -153,7 +153,7 @@ def test_metadata_are_refused_with_a_sentence(run: Path, tmp_path: Path) -> None
     with pytest.raises(AtlasError, match="task: this model takes no metadata, cannot be set"):
         atlas.decode(m={"task": "language"})
     done = run_atlas("generate", run, "--set", "task=language", "--out", tmp_path / "x.nii")
-    assert "this model takes no metadata" in one_line_error(done)
+    assert "this model takes no metadata" in one_line_error(done, code=2)
 
 
 @soak
