@@ -25,7 +25,7 @@ from atlas.models.baseline_vae import BaselineVAE
 from atlas.training.run import train
 from tests.support import one_line_error, run_atlas
 
-MISSION = 8_066_409
+INTENDED = 8_066_409
 SHIPPED = config.load("baseline_vae")
 SMALL = ["model.latent=8", "model.width=16", "train.epochs=1"]
 TINY = config.load("baseline_vae", SMALL)
@@ -62,10 +62,10 @@ def run(few: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(TINY, few, tmp_path_factory.mktemp("runs") / "baseline")
 
 
-def test_the_mission_s_number_of_parameters_at_2_mm() -> None:
+def test_the_number_of_parameters_at_2_mm() -> None:
     model = build(SHIPPED.model, 70, 2)
     found = sum(p.numel() for p in model.parameters())
-    assert abs(found / MISSION - 1) < 0.01
+    assert abs(found / INTENDED - 1) < 0.01
     assert f"{found:,}" in (baseline_vae.__doc__ or "")
 
 
@@ -159,7 +159,7 @@ def test_metadata_are_refused_with_a_sentence(run: Path, tmp_path: Path) -> None
 @soak
 @pytest.mark.slow
 def test_twenty_steps_at_2_mm(bundled: Dataset) -> None:
-    """The mission's configuration, 91 x 109 x 91: 20 steps on two studies lower their loss."""
+    """The configuration at 91 x 109 x 91: 20 steps on two studies lower their loss."""
     torch.manual_seed(0)
     settings = config.load("baseline_vae", ["data.resolution=2"])
     model = build(settings.model, bundled.fields.width, 2)
