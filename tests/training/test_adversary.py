@@ -64,6 +64,7 @@ def test_bins_follow_the_planted_years(planted: Dataset) -> None:
     assert observed.all()
 
 
+@pytest.mark.slow
 def test_an_ordinal_head_trains_is_kept_in_the_card_and_is_scored(
     planted: Dataset, tmp_path: Path
 ) -> None:
