@@ -9,22 +9,21 @@ from typing import Any, cast
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from atlas import __version__, model_file
 from atlas.config import Config
 from atlas.data.batches import EpochSampler, StudyBatches, loader
 from atlas.data.dataset import Dataset
 from atlas.data.density import mean_density
-from atlas.errors import AtlasError, require
+from atlas.errors import AtlasError
 from atlas.models import build
 from atlas.models.cvae import CVAE
 from atlas.objectives import relative_density
 
 from . import folder
-from .callbacks import Checkpoint, KLController, LambdaRamp, MetricsFile, Progress
 from .datamodule import AtlasDataModule
 from .module import AtlasModule
+from .trainer import make_trainer
 
 BASE_FWHM_MM, BASE_UNIFORM = 12.0, 0.05  # the decoder starts from this kernel density
 
@@ -67,8 +66,9 @@ def train(
     _set_buffers(model, config, dataset)
     module = AtlasModule(config, model, dataset.fields)
     data = AtlasDataModule(dataset, config)
-    trainer = _trainer(config, run)
-    folder.write(config, dataset, run, resume=resume)
+    trainer = make_trainer(config, run)
+    if trainer.is_global_zero:
+        folder.write(config, dataset, run, resume=resume)
     checkpoints = run / folder.CHECKPOINTS
     start = str(checkpoints / folder.LAST) if resume else None
     try:
@@ -80,6 +80,8 @@ def train(
             cast(Any, logger).experiment.finish()
     if trainer.interrupted:
         raise _interrupted(dataset, run)
+    if not trainer.is_global_zero:
+        return run
     _load_best(model, checkpoints / folder.BEST)
     model_file.write(run, model, _card(config, dataset, data, model, run))
     return run
@@ -95,57 +97,6 @@ def _set_buffers(model: CVAE, config: Config, dataset: Dataset) -> None:
         density = mean_density(dataset, dataset.rows("train"), resolution, BASE_FWHM_MM)
         mixed = (1 - BASE_UNIFORM) * density + BASE_UNIFORM / len(density)
         model.decoder.base_V.copy_(torch.from_numpy(np.log(mixed)))
-
-
-def _trainer(config: Config, run: Path) -> pl.Trainer:
-    train = config.train
-    place: dict[str, Any] = {
-        "dirpath": run / folder.CHECKPOINTS,
-        "save_on_train_epoch_end": True,
-        "enable_version_counter": False,
-    }
-    callbacks = [
-        KLController(config.kl),
-        LambdaRamp(config.year),
-        MetricsFile(run / "metrics.csv"),
-        Progress(),
-        Checkpoint(filename="best", monitor="val/bits", mode="max", **place),
-        # Its own callback: `save_last` leaves out the epochs that are not the best.
-        Checkpoint(filename="last", **place),
-    ]
-    try:
-        return pl.Trainer(
-            default_root_dir=run,
-            max_epochs=train.epochs,
-            accelerator=train.accelerator,
-            devices=1,
-            precision=train.precision,
-            gradient_clip_val=train.clip,
-            callbacks=callbacks,
-            logger=_loggers(config, run),
-            log_every_n_steps=1,
-            num_sanity_val_steps=0,
-            use_distributed_sampler=False,  # EpochSampler does it, and stays seeded
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-    except MisconfigurationException as error:
-        raise AtlasError(f"train.accelerator={train.accelerator}: {error}") from None
-
-
-def _loggers(config: Config, run: Path) -> Any:
-    """W&B where it was asked for; metrics.csv is always written beside it."""
-    if config.logging.wandb == "off":
-        return False
-    require("wandb", "wandb")
-    from pytorch_lightning.loggers import WandbLogger
-
-    offline = config.logging.wandb == "offline"
-    wandb_logger = WandbLogger(
-        project=config.logging.project, name=run.name, save_dir=run, offline=offline
-    )
-    wandb_logger.log_hyperparams(config.model_dump(mode="json"))
-    return wandb_logger
 
 
 def _interrupted(dataset: Dataset, run: Path) -> AtlasError:
