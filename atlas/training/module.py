@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from atlas import objectives, schedules, space
+from atlas import model_file, objectives, schedules, space
 from atlas.config import Config
 from atlas.contracts import Batch
 from atlas.errors import AtlasError
@@ -112,6 +112,21 @@ class AtlasModule(pl.LightningModule):
     def _log(self, stage: str, terms: objectives.Losses, batch: Batch, **when: Any) -> None:
         values = {f"{stage}/{name}": value.detach() for name, value in terms._asdict().items()}
         self.log_dict(values, batch_size=len(batch.ids), sync_dist=True, **when)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Say what the weights belong to, so that another architecture or table is noticed."""
+        checkpoint["atlas"] = model_file.origin(self.config.model, self.fields)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Let the configured rate, betas and decay win: --force resumes with changed ones."""
+        train = self.config.train
+        for group in checkpoint["optimizer_states"][0]["param_groups"]:
+            group["lr"] *= train.lr / group["initial_lr"]
+            group["initial_lr"], group["betas"] = train.lr, (0.9, train.beta2)
+            if group["weight_decay"]:
+                group["weight_decay"] = train.weight_decay
+        scheduler = checkpoint["lr_schedulers"][0]
+        scheduler["base_lrs"] = [train.lr] * len(scheduler["base_lrs"])
 
     def configure_optimizers(self) -> Any:
         """AdamW with warm-up and cosine; norms, biases and FiLM are not decayed."""

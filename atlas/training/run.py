@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import pytorch_lightning as pl
@@ -20,7 +20,7 @@ from atlas.models import build
 from atlas.models.cvae import CVAE
 from atlas.objectives import relative_density
 
-from . import folder
+from . import folder, memory
 from .datamodule import AtlasDataModule
 from .module import AtlasModule
 from .trainer import make_trainer
@@ -53,12 +53,14 @@ def train(
     Raises
     ------
     AtlasError
-        Run folder taken, nothing to resume, changed configuration, loss not finite, interrupted.
+        Run folder taken, nothing to resume, changed configuration, a required field missing, loss
+        not finite, out of memory, interrupted.
     """
     folder.check(config, dataset, run, resume=resume, force=force)
     for split in ("train", "val"):
         if not dataset.splits.get(split):
             raise AtlasError(f"{dataset.path}: its {split} split is empty; prepare a larger set")
+    _check_required(config, dataset)
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
     pl.seed_everything(config.seed, verbose=False)
@@ -71,20 +73,48 @@ def train(
         folder.write(config, dataset, run, resume=resume)
     checkpoints = run / folder.CHECKPOINTS
     start = str(checkpoints / folder.LAST) if resume else None
-    try:
-        trainer.fit(module, data, ckpt_path=start, weights_only=True)
-    except SystemExit:  # Lightning's answer to Ctrl-C
-        raise _interrupted(dataset, run) from None
-    finally:
-        for logger in trainer.loggers:  # W&B writes its last records when told that it ends
-            cast(Any, logger).experiment.finish()
-    if trainer.interrupted:
+    end = _fit(trainer, module, data, start)
+    if end == "short":  # here the failed step's tensors are freed, in the handler they are not
+        raise AtlasError(memory.advice(config.train, trainer, module, data))
+    if end == "interrupted":
         raise _interrupted(dataset, run)
     if not trainer.is_global_zero:
         return run
     _load_best(model, checkpoints / folder.BEST)
     model_file.write(run, model, _card(config, dataset, data, model, run))
     return run
+
+
+def _fit(
+    trainer: pl.Trainer, module: AtlasModule, data: AtlasDataModule, start: str | None
+) -> Literal["done", "interrupted", "short"]:
+    """Train, and say how it ended; "short" is of memory."""
+    try:
+        trainer.fit(module, data, ckpt_path=start, weights_only=True)
+    except SystemExit:  # Lightning's answer to Ctrl-C
+        return "interrupted"
+    except (RuntimeError, MemoryError) as error:
+        if not memory.is_shortage(error):
+            raise
+        return "short"
+    finally:
+        for logger in trainer.loggers:  # W&B writes its last records when told that it ends
+            cast(Any, logger).experiment.finish()
+    return "interrupted" if trainer.interrupted else "done"
+
+
+def _check_required(config: Config, dataset: Dataset) -> None:
+    """Refuse a dataset without a field that the run is to condition on."""
+    coverage = dataset.coverage("train")
+    for name in config.train.requires:
+        if name not in coverage:
+            there = ", ".join(coverage)
+            raise AtlasError(f"train.requires: unknown metadata field {name!r}; there are {there}")
+        if not coverage[name] and name != "fwhm":
+            raise AtlasError(
+                f"{dataset.path}: no training study has {name}, which train.requires names; "
+                "prepare a dataset with it (--source, --join), or leave it out of train.requires"
+            )
 
 
 def _set_buffers(model: CVAE, config: Config, dataset: Dataset) -> None:
