@@ -116,14 +116,22 @@ class TrainConfig(Record):
     """The optimiser and its run."""
 
     epochs: Count = 30
-    batch: Count = 16
+    minutes: Annotated[float, Field(ge=0)] = 0.0  # of training, all stretches together; 0: no limit
+    batch: Count = 16  # studies in one forward pass of one process
+    accumulate: Count = 1  # batches in one step of the optimiser
     lr: Positive = 2e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.995
     warmup: Fraction = 0.05
     clip: Positive = 1.0  # norm of the gradient
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0  # decay a step of the averaged weights; 0: none
+    validate_every: Annotated[float, Field(gt=0, le=1)] = 1.0  # share of an epoch
+    patience: Annotated[int, Field(ge=0)] = 0  # validations without improvement; 0: no early stop
+    requires: tuple[str, ...] = ()  # fields that training studies must have
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    devices: Count = 1  # processes, a GPU or a share of the CPU's cores each
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
     threads: Annotated[int, Field(ge=0)] = 0  # 0: torch's own choice
 
 

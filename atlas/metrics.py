@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
+ACTIVE_VARIANCE = 0.01  # of a direction's posterior mean over studies (Burda et al. 2016, ICLR)
+
 
 def pearson(maps: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Voxel-wise correlation of each map with its target, (S,); 0 for a constant map."""
@@ -84,7 +86,7 @@ def scale_to_max(maps: np.ndarray) -> np.ndarray:
     return maps / np.maximum(maps.max(1, keepdims=True), 1e-20)
 
 
-def active_units(means: np.ndarray, threshold: float = 0.01) -> int:
+def active_units(means: np.ndarray, threshold: float = ACTIVE_VARIANCE) -> int:
     """Count latent directions whose posterior mean varies over studies, (S, D) -> int.
 
     Burda et al. 2016, ICLR.

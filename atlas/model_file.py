@@ -6,11 +6,12 @@ range, how active each latent direction is, where the model comes from.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 
 from .config import DataConfig, ModelConfig, YearHead
@@ -80,21 +81,28 @@ class Card(BaseModel):
         return FieldTable.from_snapshot(self.fields)
 
 
-def write(run: Path, model: Model, card: Card) -> None:
-    """Write both files; each appears whole or not at all."""
+def write(run: Path, model: Model, card: Card, *, half: bool = False) -> None:
+    """Write both files; each appears whole or not at all.
+
+    With `half` the matrices are float16, half of the bytes; vectors (norms, biases, the base map,
+    whose log densities float16 would round by a per cent) stay float32.
+    """
     arrays = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    if half:
+        arrays = {name: a.half() if a.ndim > 1 else a for name, a in arrays.items()}
+    origins = origin(card.model, card.table())
     with replacing(run / WEIGHTS) as work:
-        work.write_bytes(save(arrays))
+        work.write_bytes(save(arrays, {key: json.dumps(value) for key, value in origins.items()}))
     write_text(run / CARD, card.model_dump_json(indent=1))
 
 
 def read(run: Path) -> tuple[Model, Card]:
-    """Read a run's model, in evaluation mode on the CPU.
+    """Read a run's model, in evaluation mode on the CPU, as float32 whatever the file holds.
 
     Raises
     ------
     AtlasError
-        A file is missing, truncated or of another format.
+        A file is missing, truncated or of another format; the two do not belong together.
     """
     for name in (CARD, WEIGHTS):
         if not (run / name).is_file():
@@ -110,14 +118,41 @@ def read(run: Path) -> tuple[Model, Card]:
         state = load_file(run / WEIGHTS)
     except (SafetensorError, OSError) as error:
         raise AtlasError(f"{run / WEIGHTS}: damaged or truncated ({error})") from None
-    _check_state(run, model, state)
+    _check_state(run, model, state, card)
     model.load_state_dict(state)
     return model.eval(), card
 
 
-def _check_state(run: Path, model: Model, state: dict[str, Any]) -> None:
+def origin(model: ModelConfig, fields: FieldTable) -> dict[str, Any]:
+    """Return what weights belong to, as plain data: the architecture and the table of fields."""
+    rows = {row.pop("name"): row for row in fields.snapshot()}
+    return {"model": model.model_dump(mode="json"), "fields": {"order": list(rows), **rows}}
+
+
+def differences(stored: Any, wanted: Any, path: str = "") -> list[str]:
+    """List every key that differs between two trees of plain data, as `key was old, is new`."""
+    if isinstance(stored, dict) and isinstance(wanted, dict):
+        return [
+            change
+            for key in sorted(stored.keys() | wanted.keys())
+            for change in differences(
+                stored.get(key), wanted.get(key), f"{path}.{key}" if path else key
+            )
+        ]
+    return [] if stored == wanted else [f"{path} was {stored}, is {wanted}"]
+
+
+def _check_state(run: Path, model: Model, state: dict[str, Any], card: Card) -> None:
+    """Compare what the weights say of themselves, and their shapes, with the card."""
+    with safe_open(run / WEIGHTS, "pt") as file:
+        said = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
     wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in state.items()}
+    changes = differences(said, origin(card.model, card.table())) if said else []
+    if changes:
+        raise AtlasError(
+            f"{run / CARD}: describes another model than {WEIGHTS}: {'; '.join(changes)}"
+        )
     if wanted != found:
         different = sorted(n for n in wanted.keys() | found.keys() if wanted.get(n) != found.get(n))
         name = different[0]

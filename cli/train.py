@@ -13,7 +13,11 @@ import click
 @click.option("--data", type=click.Path(path_type=Path), required=True, help="Dataset folder.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Run folder.")
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint in --out.")
-@click.option("--force", is_flag=True, help="Write over an older run.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Write over an older run; with --resume, go on with another configuration.",
+)
 def train(
     config: str | None,
     overrides: tuple[str, ...],
@@ -36,6 +40,9 @@ def train(
     resolved = configuration.load(config, overrides)
     prepared = dataset.read(data)
 
+    from pytorch_lightning.utilities import rank_zero_only
+
     from atlas.training.run import train as run
 
-    click.echo(run(resolved, prepared, out, resume=resume, force=force))
+    done = run(resolved, prepared, out, resume=resume, force=force)
+    rank_zero_only(click.echo)(done)  # not by each process of train.devices

@@ -1,4 +1,4 @@
-"""Callbacks: the KL controller, the lambda ramp, metrics.csv, progress.
+"""Callbacks: the KL controller, the lambda ramp, active units, metrics.csv, progress.
 
 `module` is an `AtlasModule` throughout; Lightning's signatures say less.
 """
@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import ModelCheckpoint
+import torch
+from torch import Tensor
 
-from atlas import progress, schedules
+from atlas import metrics, progress, schedules
 from atlas.config import KLConfig, YearConfig
 from atlas.files import replacing
 
@@ -25,6 +26,12 @@ class KLController(pl.Callback):
         self.config = config
         self.beta = config.beta
         self.shares: tuple[float, ...] = ()
+        self._rates: list[float] = []  # of the batches in this optimiser step
+        self._step = 0
+
+    def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
+        """Count steps from where a resumed run goes on."""
+        self._step = trainer.global_step
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, module: Any, batch: Any, batch_idx: int
@@ -38,16 +45,20 @@ class KLController(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Steer the rate to its target."""
-        if self.config.schedule == "target":
-            rate = float(trainer.callback_metrics["kl_step"])
+        """Steer the rate to its target, once a step of the optimiser."""
+        if self.config.schedule != "target":
+            return
+        self._rates.append(float(trainer.callback_metrics["kl_step"]))
+        if trainer.global_step > self._step:
+            rate = sum(self._rates) / len(self._rates)
             self.beta = schedules.steer(self.beta, rate, self.config.target)
+            self._step, self._rates = trainer.global_step, []
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
         """Raise beta if the KL term stayed idle, and log beta."""
         if self.config.schedule == "ratio":
-            metrics = trainer.callback_metrics
-            share = module.beta * float(metrics["train/kl"]) / float(metrics["train/total"])
+            found = trainer.callback_metrics
+            share = module.beta * float(found["train/kl"]) / float(found["train/total"])
             self.beta, self.shares = schedules.raise_if_idle(
                 self.beta, (*self.shares, share), self.config.threshold, self.config.patience
             )
@@ -79,8 +90,38 @@ class LambdaRamp(pl.Callback):
         module.log("lambda", module.reversal)
 
 
+class ActiveUnits(pl.Callback):
+    """Logs val/active: how many directions' posterior means vary over the validation studies."""
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, module: Any) -> None:
+        """Start over."""
+        self._sums: Tensor | None = None  # (3, D): of 1, the means, their squares
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        module: Any,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Add the posterior means, (B, D), that the validation step returned."""
+        sums = torch.stack([torch.ones_like(outputs), outputs, outputs.square()]).sum(1)
+        self._sums = sums if self._sums is None else self._sums + sums
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
+        """Log the count, over all processes."""
+        sums: Any = trainer.strategy.reduce(self._sums, reduce_op="sum")
+        variance_D = sums[2] / sums[0] - (sums[1] / sums[0]).square()
+        module.log("val/active", (variance_D > metrics.ACTIVE_VARIANCE).sum().float())
+
+
 class MetricsFile(pl.Callback):
-    """Writes metrics.csv, one row an epoch; a resumed run drops the rows that it does again."""
+    """Writes metrics.csv: a row at each epoch's end, with val/ columns alone at other validations.
+
+    A resumed run drops the rows that it does again.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -94,32 +135,35 @@ class MetricsFile(pl.Callback):
                 rows = csv.DictReader(file)
                 self.rows = [r for r in rows if int(r["epoch"]) < trainer.current_epoch]
 
+    def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Write a validation's metrics."""
+        self._write(trainer, "val/")
+
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Write every epoch's metrics, the new one last, and rename into place."""
-        values = {k: float(v) for k, v in trainer.callback_metrics.items() if k != "kl_step"}
-        row = {"epoch": str(trainer.current_epoch), "step": str(trainer.global_step)}
-        self.rows.append(row | {key: f"{values[key]:.6g}" for key in sorted(values)})
+        """Write every metric; this row takes the place of the epoch's last validation."""
+        self._write(trainer, "")
+
+    def _write(self, trainer: pl.Trainer, prefix: str) -> None:
+        values = {  # read by every process: it is here that they exchange their sums
+            name: f"{float(value):.6g}"
+            for name, value in sorted(trainer.callback_metrics.items())
+            if name.startswith(prefix) and name != "kl_step"
+        }
+        step = str(trainer.global_step)
+        self.rows = [row for row in self.rows if row["step"] != step]
+        self.rows.append({"epoch": str(trainer.current_epoch), "step": step} | values)
+        if not trainer.is_global_zero:
+            return
+        columns = sorted(dict.fromkeys(key for row in self.rows for key in row), key=_column)
         with replacing(self.path) as work, work.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(self.rows[-1]), restval="", extrasaction="ignore")
+            writer = csv.DictWriter(file, columns, restval="")
             writer.writeheader()
             writer.writerows(self.rows)
 
 
-class Checkpoint(ModelCheckpoint):
-    """A ModelCheckpoint whose folder may have been moved or copied since it was saved."""
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the state of an interrupted run, its paths in this run's folder."""
-        here = Path(str(self.dirpath))
-
-        def moved(path: str) -> str:
-            return str(here / Path(path).name) if path else path
-
-        state = dict(state_dict, dirpath=str(here))
-        for key in ("best_model_path", "kth_best_model_path", "last_model_path"):
-            state[key] = moved(state[key])
-        state["best_k_models"] = {moved(p): v for p, v in state["best_k_models"].items()}
-        super().load_state_dict(state)
+def _column(name: str) -> tuple[bool, str]:
+    """Sort key: epoch and step first."""
+    return name not in ("epoch", "step"), name
 
 
 class Progress(pl.Callback):
@@ -131,21 +175,24 @@ class Progress(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Open the bar at the step where a resumed run goes on."""
-        total = int(trainer.estimated_stepping_batches)
-        self._ticker = self._stack.enter_context(
-            progress.track("training", total - trainer.global_step)
-        )
+        epochs = int(trainer.max_epochs or 0) - trainer.current_epoch
+        total = epochs * int(trainer.num_training_batches)
+        if trainer.is_global_zero:
+            self._ticker = self._stack.enter_context(progress.track("training", total))
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Advance, with the latest figures beside the bar."""
-        metrics = trainer.callback_metrics
+        if self._ticker is None:
+            return
+        found = trainer.callback_metrics
         note = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
-        if "val/bits" in metrics:
-            note += f", held-out {float(metrics['val/bits']):.3f} bits a peak"
-        note += f", KL {float(metrics['kl_step']):.1f} nats"
-        assert self._ticker is not None
+        if module.time_share:
+            note += f", {module.time_share:.0%} of the minutes"
+        if "val/bits" in found:
+            note += f", held-out {float(found['val/bits']):.3f} bits a peak"
+        note += f", KL {float(found['kl_step']):.1f} nats"
         self._ticker.advance(note=note)
 
     def teardown(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:

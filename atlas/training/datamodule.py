@@ -25,15 +25,15 @@ class AtlasDataModule(pl.LightningDataModule):
         known = [float(year) for year in years if year is not None]  # type: ignore[arg-type]
         self.year_edges: np.ndarray = year_edges(known, YEAR_BINS)
 
-    def train_dataloader(self) -> DataLoader[Batch]:
-        """Parts of studies, shuffled, another part every epoch."""
-        return self._loader("train", "part")
+    def train_dataloader(self, batch: int | None = None) -> DataLoader[Batch]:
+        """Parts of studies, shuffled, another part every epoch; `batch` overrides train.batch."""
+        return self._loader("train", "part", batch)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """One half of each study given, the other scored; the same halves every epoch."""
         return self._loader("val", "half")
 
-    def _loader(self, split: str, view: View) -> DataLoader[Batch]:
+    def _loader(self, split: str, view: View, batch: int | None = None) -> DataLoader[Batch]:
         config = self.config
         batches = StudyBatches(
             self.dataset,
@@ -46,7 +46,7 @@ class AtlasDataModule(pl.LightningDataModule):
         trainer = self.trainer
         sampler = EpochSampler(
             self.dataset.rows(split),
-            config.train.batch,
+            batch or config.train.batch,
             seed=config.seed,
             shuffle=split == "train",
             rank=trainer.global_rank if trainer else 0,

@@ -33,9 +33,9 @@ def check(config: Config, dataset: Dataset, run: Path, *, resume: bool, force: b
         return
     if not _last(run).is_file():
         raise AtlasError(f"{run}: holds no checkpoint to resume from; train without --resume")
-    last_epoch(run)
+    checkpoint = _read_last(run)
     old, new = (c.model_dump(mode="json") for c in (_stored_config(run), config))
-    changes = _changes(old, new)
+    changes = model_file.differences(old, new)
     if _stored_dataset(run) != dataset.fingerprint:
         changes.append("dataset was another one")
     fixed = [c for c in changes if c.startswith(("model.", "data.resolution", "dataset"))]
@@ -45,6 +45,10 @@ def check(config: Config, dataset: Dataset, run: Path, *, resume: bool, force: b
             f"{run}: cannot resume with another configuration: {'; '.join(changes)}. Use the same"
             + hint
         )
+    origin = model_file.origin(config.model, dataset.fields)
+    changes = model_file.differences(checkpoint.get("atlas", origin), origin)
+    if changes:  # the configurations agree, but the tables of fields or the code's keys do not
+        raise AtlasError(f"{_last(run)}: belongs to another model: {'; '.join(changes)}")
 
 
 def write(config: Config, dataset: Dataset, run: Path, *, resume: bool) -> None:
@@ -63,13 +67,16 @@ def write(config: Config, dataset: Dataset, run: Path, *, resume: bool) -> None:
 
 def last_epoch(run: Path) -> int:
     """Return how many epochs the last checkpoint has behind it; 0 without a checkpoint."""
-    path = _last(run)
-    if not path.is_file():
-        return 0
+    return int(_read_last(run)["epoch"]) + 1 if _last(run).is_file() else 0
+
+
+def _read_last(run: Path) -> dict[str, Any]:
     try:
-        return int(torch.load(path, map_location="cpu", weights_only=True)["epoch"]) + 1
+        checkpoint = torch.load(_last(run), map_location="cpu", weights_only=True)
+        int(checkpoint["epoch"])
     except Exception:  # whatever torch makes of a damaged archive
-        raise AtlasError(f"{path}: damaged; train again with --force") from None
+        raise AtlasError(f"{_last(run)}: damaged; train again with --force") from None
+    return dict(checkpoint)
 
 
 def _last(run: Path) -> Path:
@@ -88,16 +95,6 @@ def _stored_dataset(run: Path) -> str:
     except (OSError, ValueError, KeyError, TypeError):
         path = run / "environment.json"
         raise AtlasError(f"{path}: missing or damaged; train again with --force") from None
-
-
-def _changes(old: Any, new: Any, path: str = "") -> list[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        return [
-            change
-            for key in sorted(old.keys() | new.keys())
-            for change in _changes(old.get(key), new.get(key), f"{path}.{key}" if path else key)
-        ]
-    return [] if old == new else [f"{path} was {old}, is {new}"]
 
 
 def _environment(dataset: Dataset) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from atlas import objectives, schedules, space
+from atlas import model_file, objectives, schedules, space
 from atlas.config import Config
 from atlas.contracts import Batch
 from atlas.errors import AtlasError
@@ -24,6 +24,8 @@ class AtlasModule(pl.LightningModule):
     ----------
     beta, reversal : float
         Weight of the KL term and lambda of the reversed gradient; callbacks set them.
+    time_share : float
+        Share of the run's minutes that is over, 0 without a limit; a callback sets it.
     """
 
     mask: Tensor
@@ -31,39 +33,61 @@ class AtlasModule(pl.LightningModule):
     def __init__(self, config: Config, model: Model, fields: FieldTable) -> None:
         super().__init__()
         self.config, self.model, self.fields = config, model, fields
-        self.beta, self.reversal = config.kl.beta, 0.0
+        self.beta, self.reversal, self.time_share = config.kl.beta, 0.0, 0.0
+        self.ids: tuple[str, ...] = ()  # of the batch in work, for a message
         mask = torch.from_numpy(space.load(config.data.resolution).mask.copy())
         self.register_buffer("mask", mask, persistent=False)
 
     @property
     def progress(self) -> float:
-        """Share of the run's optimiser steps that are done."""
-        return self.global_step / max(int(self.trainer.estimated_stepping_batches), 1)
+        """Share of the run that is done: of its optimiser steps or minutes, what is further."""
+        return self._share(self.global_step)
+
+    def _share(self, steps: int) -> float:
+        return max(steps / max(int(self.trainer.estimated_stepping_batches), 1), self.time_share)
 
     def on_train_batch_start(self, batch: Batch, index: int) -> None:
-        """Reseed by step, so that a resumed run draws what an uninterrupted one would.
+        """Reseed by batch, so that a resumed run draws what an uninterrupted one would.
 
-        Not by epoch: after a resume Lightning leaves out the first `on_train_epoch_start`.
+        Batches count through all epochs and processes: two processes draw what one does for the
+        same batches. Not by epoch: after a resume Lightning leaves out the first
+        `on_train_epoch_start`.
         """
-        torch.manual_seed(self.config.seed * 1_000_000_007 + self.global_step)
+        trainer = self.trainer
+        batches = self.current_epoch * int(trainer.num_training_batches) + index
+        number = batches * trainer.world_size + trainer.global_rank
+        torch.manual_seed(self.config.seed * 1_000_000_007 + number)
+        self.ids = batch.ids
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
-        """Hide some observed fields, pass the batch through, return the loss."""
-        kept_BM = batch.observed_BM * self._shown(len(batch.ids), batch.observed_BM)
-        output = self.model(batch, kept_BM, self.reversal)
-        terms = self._losses(output, batch)
-        total = float(terms.total.detach())
-        if not math.isfinite(total):
-            raise AtlasError(
-                f"the loss is {total:g} at step {self.global_step} (studies "
-                f"{', '.join(batch.ids)}); lower train.lr; the last checkpoint is kept"
-            )
+        """Return the loss of a batch."""
+        terms = self.training_losses(batch)
+        self._finite("loss", terms.total)
         self._log("train", terms, batch, on_step=False, on_epoch=True)
-        self.log("kl_step", terms.kl.detach(), on_step=True, on_epoch=False, logger=False)
+        rate = terms.kl.detach()
+        self.log("kl_step", rate, on_step=True, on_epoch=False, logger=False, sync_dist=True)
         return terms.total
 
-    def validation_step(self, batch: Batch, index: int) -> None:
-        """Score the half of each study's peaks that the encoder was not given."""
+    def training_losses(self, batch: Batch) -> objectives.Losses:
+        """Hide some observed fields, pass the batch through, return every term."""
+        kept_BM = batch.observed_BM * self._shown(len(batch.ids), batch.observed_BM)
+        return self._losses(self.model(batch, kept_BM, self.reversal), batch)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Refuse a gradient that would spoil the weights, and with them the next checkpoint."""
+        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        self._finite("gradient's norm", torch.nn.utils.get_total_norm(gradients))
+
+    def _finite(self, what: str, value: Tensor) -> None:
+        number = float(value.detach())
+        if not math.isfinite(number):
+            raise AtlasError(
+                f"the {what} is {number:g} at step {self.global_step} (studies "
+                f"{', '.join(self.ids)}); lower train.lr; the last checkpoint is kept"
+            )
+
+    def validation_step(self, batch: Batch, index: int) -> Tensor:
+        """Score the half of each study's peaks that the encoder was not given; return the code."""
         output = self.model(batch, batch.observed_BM)
         self._log("val", self._losses(output, batch), batch)
         peaks_B = batch.counts_BV.sum(1)
@@ -71,6 +95,7 @@ class AtlasModule(pl.LightningModule):
         nats_B = (batch.counts_BV * (output.decoded.log_density_BV + log_uniform)).sum(1)
         bits = (nats_B / peaks_B.clamp_min(1))[peaks_B > 0] / math.log(2)
         self.log("val/bits", bits.mean(), batch_size=len(bits), sync_dist=True)
+        return output.mean_BD
 
     def _losses(self, output: Any, batch: Batch) -> objectives.Losses:
         config = self.config
@@ -86,7 +111,22 @@ class AtlasModule(pl.LightningModule):
 
     def _log(self, stage: str, terms: objectives.Losses, batch: Batch, **when: Any) -> None:
         values = {f"{stage}/{name}": value.detach() for name, value in terms._asdict().items()}
-        self.log_dict(values, batch_size=len(batch.ids), sync_dist=stage == "val", **when)
+        self.log_dict(values, batch_size=len(batch.ids), sync_dist=True, **when)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Say what the weights belong to, so that another architecture or table is noticed."""
+        checkpoint["atlas"] = model_file.origin(self.config.model, self.fields)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Let the configured rate, betas and decay win: --force resumes with changed ones."""
+        train = self.config.train
+        for group in checkpoint["optimizer_states"][0]["param_groups"]:
+            group["lr"] *= train.lr / group["initial_lr"]
+            group["initial_lr"], group["betas"] = train.lr, (0.9, train.beta2)
+            if group["weight_decay"]:
+                group["weight_decay"] = train.weight_decay
+        scheduler = checkpoint["lr_schedulers"][0]
+        scheduler["base_lrs"] = [train.lr] * len(scheduler["base_lrs"])
 
     def configure_optimizers(self) -> Any:
         """AdamW with warm-up and cosine; norms, biases and FiLM are not decayed."""
@@ -101,8 +141,7 @@ class AtlasModule(pl.LightningModule):
             lr=train.lr,
             betas=(0.9, train.beta2),
         )
-        total = max(int(self.trainer.estimated_stepping_batches), 1)
-        factor = lambda step: schedules.learning_rate((step + 1) / total, train.warmup)  # noqa: E731
+        factor = lambda step: schedules.learning_rate(self._share(step + 1), train.warmup)  # noqa: E731
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {
             "optimizer": optimizer,

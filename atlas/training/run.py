@@ -4,27 +4,26 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from atlas import __version__, model_file
 from atlas.config import Config
 from atlas.data.batches import EpochSampler, StudyBatches, loader
 from atlas.data.dataset import Dataset
 from atlas.data.density import mean_density
-from atlas.errors import AtlasError, require
+from atlas.errors import AtlasError
 from atlas.models import build
 from atlas.models.model import Model
 from atlas.objectives import relative_density
 
-from . import folder
-from .callbacks import Checkpoint, KLController, LambdaRamp, MetricsFile, Progress
+from . import folder, memory
 from .datamodule import AtlasDataModule
 from .module import AtlasModule
+from .trainer import make_trainer
 
 BASE_FWHM_MM, BASE_UNIFORM = 12.0, 0.05  # the decoder starts from this kernel density
 
@@ -54,12 +53,14 @@ def train(
     Raises
     ------
     AtlasError
-        Run folder taken, nothing to resume, changed configuration, loss not finite, interrupted.
+        Run folder taken, nothing to resume, changed configuration, a required field missing, loss
+        not finite, out of memory, interrupted.
     """
     folder.check(config, dataset, run, resume=resume, force=force)
     for split in ("train", "val"):
         if not dataset.splits.get(split):
             raise AtlasError(f"{dataset.path}: its {split} split is empty; prepare a larger set")
+    _check_required(config, dataset)
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
     pl.seed_everything(config.seed, verbose=False)
@@ -67,22 +68,53 @@ def train(
     _set_buffers(model, config, dataset)
     module = AtlasModule(config, model, dataset.fields)
     data = AtlasDataModule(dataset, config)
-    trainer = _trainer(config, run)
-    folder.write(config, dataset, run, resume=resume)
+    trainer = make_trainer(config, run)
+    if trainer.is_global_zero:
+        folder.write(config, dataset, run, resume=resume)
     checkpoints = run / folder.CHECKPOINTS
     start = str(checkpoints / folder.LAST) if resume else None
-    try:
-        trainer.fit(module, data, ckpt_path=start, weights_only=True)
-    except SystemExit:  # Lightning's answer to Ctrl-C
-        raise _interrupted(dataset, run) from None
-    finally:
-        for logger in trainer.loggers:  # W&B writes its last records when told that it ends
-            cast(Any, logger).experiment.finish()
-    if trainer.interrupted:
+    end = _fit(trainer, module, data, start)
+    if end == "short":  # here the failed step's tensors are freed, in the handler they are not
+        raise AtlasError(memory.advice(config.train, trainer, module, data))
+    if end == "interrupted":
         raise _interrupted(dataset, run)
+    if not trainer.is_global_zero:
+        return run
     _load_best(model, checkpoints / folder.BEST)
     model_file.write(run, model, _card(config, dataset, data, model, run))
     return run
+
+
+def _fit(
+    trainer: pl.Trainer, module: AtlasModule, data: AtlasDataModule, start: str | None
+) -> Literal["done", "interrupted", "short"]:
+    """Train, and say how it ended; "short" is of memory."""
+    try:
+        trainer.fit(module, data, ckpt_path=start, weights_only=True)
+    except SystemExit:  # Lightning's answer to Ctrl-C
+        return "interrupted"
+    except (RuntimeError, MemoryError) as error:
+        if not memory.is_shortage(error):
+            raise
+        return "short"
+    finally:
+        for logger in trainer.loggers:  # W&B writes its last records when told that it ends
+            cast(Any, logger).experiment.finish()
+    return "interrupted" if trainer.interrupted else "done"
+
+
+def _check_required(config: Config, dataset: Dataset) -> None:
+    """Refuse a dataset without a field that the run is to condition on."""
+    coverage = dataset.coverage("train")
+    for name in config.train.requires:
+        if name not in coverage:
+            there = ", ".join(coverage)
+            raise AtlasError(f"train.requires: unknown metadata field {name!r}; there are {there}")
+        if not coverage[name] and name != "fwhm":
+            raise AtlasError(
+                f"{dataset.path}: no training study has {name}, which train.requires names; "
+                "prepare a dataset with it (--source, --join), or leave it out of train.requires"
+            )
 
 
 def _set_buffers(model: Model, config: Config, dataset: Dataset) -> None:
@@ -95,57 +127,6 @@ def _set_buffers(model: Model, config: Config, dataset: Dataset) -> None:
         density = mean_density(dataset, dataset.rows("train"), resolution, BASE_FWHM_MM)
         mixed = (1 - BASE_UNIFORM) * density + BASE_UNIFORM / len(density)
         model.decoder.base_V.copy_(torch.from_numpy(np.log(mixed)))
-
-
-def _trainer(config: Config, run: Path) -> pl.Trainer:
-    train = config.train
-    place: dict[str, Any] = {
-        "dirpath": run / folder.CHECKPOINTS,
-        "save_on_train_epoch_end": True,
-        "enable_version_counter": False,
-    }
-    callbacks = [
-        KLController(config.kl),
-        LambdaRamp(config.year),
-        MetricsFile(run / "metrics.csv"),
-        Progress(),
-        Checkpoint(filename="best", monitor="val/bits", mode="max", **place),
-        # Its own callback: `save_last` leaves out the epochs that are not the best.
-        Checkpoint(filename="last", **place),
-    ]
-    try:
-        return pl.Trainer(
-            default_root_dir=run,
-            max_epochs=train.epochs,
-            accelerator=train.accelerator,
-            devices=1,
-            precision=train.precision,
-            gradient_clip_val=train.clip,
-            callbacks=callbacks,
-            logger=_loggers(config, run),
-            log_every_n_steps=1,
-            num_sanity_val_steps=0,
-            use_distributed_sampler=False,  # EpochSampler does it, and stays seeded
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-    except MisconfigurationException as error:
-        raise AtlasError(f"train.accelerator={train.accelerator}: {error}") from None
-
-
-def _loggers(config: Config, run: Path) -> Any:
-    """W&B where it was asked for; metrics.csv is always written beside it."""
-    if config.logging.wandb == "off":
-        return False
-    require("wandb", "wandb")
-    from pytorch_lightning.loggers import WandbLogger
-
-    offline = config.logging.wandb == "offline"
-    wandb_logger = WandbLogger(
-        project=config.logging.project, name=run.name, save_dir=run, offline=offline
-    )
-    wandb_logger.log_hyperparams(config.model_dump(mode="json"))
-    return wandb_logger
 
 
 def _interrupted(dataset: Dataset, run: Path) -> AtlasError:

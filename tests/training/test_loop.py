@@ -1,0 +1,221 @@
+"""The loop's options: averaged weights, accumulation, minutes, validations, patience, --force."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from atlas import config
+from atlas.contracts import Study
+from atlas.data import dataset as folder
+from atlas.data.dataset import Dataset
+from atlas.data.sources import Provenance
+from atlas.errors import AtlasError
+from atlas.training.module import AtlasModule
+from atlas.training.run import train
+
+pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory:UserWarning")
+Rows = list[dict[str, str]]
+
+
+@pytest.fixture(scope="module")
+def small(bundled: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """28 training and 8 validation studies of the bundled ones."""
+    sizes = {"train": 28, "val": 8, "test": 8}
+    splits = {name: bundled.splits[name][:size] for name, size in sizes.items()}
+    chosen = [bundled.row[i] for members in splits.values() for i in members]
+    studies = [
+        Study(
+            bundled.ids[row],
+            "",
+            bundled.peaks(row).astype(float),
+            ("MNI",) * len(bundled.peaks(row)),
+            bundled.metadata[row],
+        )
+        for row in sorted(chosen)
+    ]
+    path = tmp_path_factory.mktemp("small") / "data"
+    return folder.write(path, studies, splits, Provenance("small", "1", "none", {}), funnel={})
+
+
+def rows(run: Path) -> Rows:
+    with (run / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def checkpoint(run: Path, name: str = "last") -> dict[str, Any]:
+    return torch.load(run / "checkpoints" / f"{name}.ckpt", weights_only=True)
+
+
+def stop_in_epoch(monkeypatch: pytest.MonkeyPatch, epoch: int) -> None:
+    """Make training fail in the midst of an epoch, as a killed process does."""
+
+    def step(self: AtlasModule, batch: Any, index: int) -> torch.Tensor:
+        if self.current_epoch == epoch and index == 2:
+            raise AtlasError("stopped")
+        return original(self, batch, index)
+
+    original = AtlasModule.training_step
+    monkeypatch.setattr(AtlasModule, "training_step", step)
+
+
+def test_validation_and_the_kept_model_use_the_averaged_weights(
+    small: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The average is recomputed here from the weights after every step."""
+    weights: list[dict[str, torch.Tensor]] = []
+    seen: list[torch.Tensor] = []
+
+    def batch_start(self: AtlasModule, batch: Any, index: int) -> None:
+        if self.global_step:
+            weights.append({n: p.detach().clone() for n, p in self.named_parameters()})
+        start(self, batch, index)
+
+    def validation_step(self: AtlasModule, batch: Any, index: int) -> torch.Tensor:
+        seen.append(self.model.encoder.head.weight.detach().clone())
+        return validate(self, batch, index)
+
+    start, validate = AtlasModule.on_train_batch_start, AtlasModule.validation_step
+    monkeypatch.setattr(AtlasModule, "on_train_batch_start", batch_start)
+    monkeypatch.setattr(AtlasModule, "validation_step", validation_step)
+    decay = 0.5
+    settings = config.load("smoke", [f"train.ema={decay}", "train.epochs=1", "train.batch=4"])
+    run = train(settings, small, tmp_path / "run")
+
+    saved = checkpoint(run)
+    weights.append({n: saved["current_model_state"][n] for n in weights[0]})
+    average = weights[0]
+    for n, new in enumerate(weights[1:], start=1):
+        share = max(1 - decay, 9 / (10 + n))
+        average = {name: torch.lerp(average[name], new[name], share) for name in average}
+    head = "model.encoder.head.weight"
+    assert not torch.allclose(average[head], weights[-1][head])
+    for name, value in average.items():
+        torch.testing.assert_close(checkpoint(run, "best")["state_dict"][name], value)
+    torch.testing.assert_close(seen[-1], average[head])
+
+
+def test_a_run_with_every_option_resumes_to_the_same_weights(
+    small: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ["train.ema=0.9", "train.accumulate=3", "train.validate_every=0.5",
+               "train.patience=9", "train.epochs=3", "train.batch=2"]  # fmt: skip
+    settings = config.load("smoke", options)
+    whole = train(settings, small, tmp_path / "whole")
+    with monkeypatch.context() as patched:
+        stop_in_epoch(patched, 2)
+        with pytest.raises(AtlasError, match="stopped"):
+            train(settings, small, tmp_path / "run")
+    train(settings, small, tmp_path / "run", resume=True)
+    ours, theirs = checkpoint(tmp_path / "run"), checkpoint(whole)
+    for part in ("state_dict", "current_model_state"):
+        assert all(torch.equal(ours[part][n], theirs[part][n]) for n in theirs[part])
+    assert (tmp_path / "run" / "metrics.csv").read_text() == (whole / "metrics.csv").read_text()
+    name = "model.safetensors"
+    assert (tmp_path / "run" / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_accumulated_batches_are_one_step(
+    small: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """14 batches, three a step: the schedules count five steps, and no two batches draw alike."""
+    drawn: list[float] = []
+    reached: list[tuple[float, float]] = []
+
+    def batch_start(self: AtlasModule, batch: Any, index: int) -> None:
+        start(self, batch, index)
+        drawn.append(torch.random.get_rng_state().double().sum().item())
+        reached.append((self.progress, self.beta))
+
+    start = AtlasModule.on_train_batch_start
+    monkeypatch.setattr(AtlasModule, "on_train_batch_start", batch_start)
+    settings = config.load("smoke", ["train.accumulate=3", "train.epochs=1", "train.batch=2"])
+    run = train(settings, small, tmp_path / "run")
+    assert [row["step"] for row in rows(run)] == ["5"]
+    assert len(set(drawn)) == 14
+    steps = [k // 3 for k in range(14)]
+    assert [p for p, _ in reached] == pytest.approx([k / 5 for k in steps])
+    betas = [b for _, b in reached]
+    changes = [math.log(b / a) for a, b in itertools.pairwise(betas)]
+    assert [k for k, change in enumerate(changes) if change] == [2, 5, 8, 11]
+    assert all(abs(change) <= 0.02 + 1e-9 for change in changes)
+
+
+def test_training_ends_when_its_minutes_are_over(small: Dataset, tmp_path: Path) -> None:
+    """Within an epoch, after a validation; a resumed run has what time is left, here none."""
+    options = ["train.minutes=0.05", "train.epochs=1000", "train.batch=4"]
+    started = time.monotonic()
+    run = train(config.load("smoke", options), small, tmp_path / "run")
+    assert time.monotonic() - started < 30
+    before = rows(run)
+    assert 0 < int(before[-1]["step"]) < 7 * 1000 and before[-1]["val/bits"]
+    assert float(before[-1]["lambda"]) == 1  # the ramps follow the time
+    rate = checkpoint(run)["optimizer_states"][0]["param_groups"][0]["lr"]
+    assert rate < 0.1 * 2e-3  # so does the learning rate
+    train(config.load("smoke", options), small, run, resume=True)
+    assert rows(run) == before
+
+    longer = config.load("smoke", ["train.minutes=0.08", *options[1:]])
+    with pytest.raises(AtlasError, match=r"train.minutes was 0.05, is 0.08"):
+        train(longer, small, run, resume=True)
+    train(longer, small, run, resume=True, force=True)
+    assert int(rows(run)[-1]["step"]) > int(before[-1]["step"])
+    assert rows(run)[: len(before)] == before
+
+
+def test_the_best_model_is_picked_at_any_validation(
+    small: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second of four validations in the epoch is made the best."""
+    scores = iter([1.0, 3.0, 2.0, 0.5])
+
+    def log(self: AtlasModule, name: str, value: Any, **options: Any) -> None:
+        original(self, name, torch.tensor(score[0]) if name == "val/bits" else value, **options)
+
+    def epoch_start(self: AtlasModule) -> None:
+        score[0] = next(scores)
+
+    score, original = [0.0], AtlasModule.log
+    monkeypatch.setattr(AtlasModule, "log", log)
+    monkeypatch.setattr(AtlasModule, "on_validation_epoch_start", epoch_start)
+    options = ["train.validate_every=0.25", "train.epochs=1", "train.batch=7"]  # 4 batches
+    run = train(config.load("smoke", options), small, tmp_path / "run")
+    found = rows(run)
+    assert [row["step"] for row in found] == ["1", "2", "3", "4"]
+    assert [float(row["val/bits"]) for row in found] == [1, 3, 2, 0.5]
+    assert [bool(row["train/total"]) for row in found] == [False, False, False, True]
+    assert checkpoint(run, "best")["global_step"] == 2
+    assert checkpoint(run)["global_step"] == 4
+
+
+def test_training_ends_without_improvement_and_stays_ended(
+    small: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter([3.0, 2.0, 1.0, 2.5, 2.0])
+
+    def log(self: AtlasModule, name: str, value: Any, **options: Any) -> None:
+        original(self, name, torch.tensor(score[0]) if name == "val/bits" else value, **options)
+
+    def epoch_start(self: AtlasModule) -> None:
+        score[0] = next(scores)
+
+    score, original = [0.0], AtlasModule.log
+    monkeypatch.setattr(AtlasModule, "log", log)
+    monkeypatch.setattr(AtlasModule, "on_validation_epoch_start", epoch_start)
+    options = ["train.patience=3", "train.epochs=9", "train.batch=4"]
+    settings = config.load("smoke", options)
+    with monkeypatch.context() as patched:
+        stop_in_epoch(patched, 2)
+        with pytest.raises(AtlasError, match="stopped"):
+            train(settings, small, tmp_path / "run")
+    run = train(settings, small, tmp_path / "run", resume=True)  # with one epoch waited already
+    assert [float(row["val/bits"]) for row in rows(run)] == [3, 2, 1, 2.5]
+    train(settings, small, run, resume=True)
+    assert len(rows(run)) == 4 and next(scores) == 2.0
