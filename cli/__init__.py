@@ -22,6 +22,7 @@ COMMANDS = {
     "data": "Prepare and cache datasets.",
     "train": "Train a model on a dataset.",
     "evaluate": "Score a run on held-out studies beside linear baselines.",
+    "bench": "Models beside linear peers on held-out studies.",
     "generate": "Decode a map for given metadata.",
     "counterfactual": "One study's code under other metadata.",
     "serve": "Open the viewer on a run.",
