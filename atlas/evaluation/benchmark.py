@@ -4,9 +4,9 @@
 other; (c) the whole study, its smoothed map (`reconstruction`). Rules: `protocol`; peers: `peers`.
 
 A row of (a) and (b) is a mixture of one or more densities and the uniform one. The weights are
-those under which the validation studies' peaks are likeliest, every study counting the same; in a peer's row
-the uniform density keeps at least `UNIFORM_FLOOR`, as in the protocol's published figures. Where a row has alternatives (a ridge of several strengths),
-the one with the most bits on validation is scored. Test studies choose nothing.
+those under which the validation studies' peaks are likeliest, every study counting the same; in
+the peers' rows the uniform density keeps at least `UNIFORM_FLOOR`. Where a row has alternatives (a
+ridge of several strengths), the likeliest on validation is scored. Test studies choose nothing.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from atlas.data.dataset import Dataset
 from atlas.errors import AtlasError
 
 from . import peers, reconstruction
-from .protocol import RESOLUTION, TASKS, Benchmark, Predictor, Task, smooth
+from .protocol import RESOLUTION, TASKS, Benchmark, Peaks, Predictor, Task, smooth
 
 TARGET_FWHM = 10.0  # of the map of the peaks that r compares a density with
 UNIFORM_FLOOR: dict[Task, float] = {"a": 0.02, "b": 0.01}
+_SCORED: dict[Task, Peaks] = {"a": "all", "b": "hidden"}
 _BLOCK, _EM_STEPS = 128, 80
 
 Recipe = tuple[str, ...]  # the densities that a row mixes, by name; the uniform one always joins
@@ -153,17 +154,17 @@ def score(
     split: str,
 ) -> dict[str, Any]:
     """Score task (a) or (b): the peers' rows, their stack, and a row a predictor."""
+    taken = {*rows, *(part.name for part in parts), "stack", "uniform", ""}
+    clash = [p.name for p in predictors if p.name in taken]
+    if clash:
+        raise AtlasError(f"{clash[0]!r}: a peer has this name; rename the run's folder")
     by_name = {p.name: p for p in (*parts, *predictors)}
-    if len(by_name) < len(parts) + len(predictors):
-        raise AtlasError(f"a run has a peer's name: {', '.join(p.name for p in parts)}")
-    on_val = _likelihoods(bench, task, by_name)
-    rows = {**rows, **{p.name: [(p.name,)] for p in predictors}}
-    chosen = {name: best(on_val, alternatives) for name, alternatives in rows.items()}
-    theirs = [
-        weights for name, weights in chosen.items() if name not in {p.name for p in predictors}
-    ]
-    everything = tuple(dict.fromkeys(chain.from_iterable(theirs)))
-    chosen["stack"] = best(on_val, [tuple(name for name in everything if name != "uniform")])
+    on_val, floor = _likelihoods(bench, task, by_name), UNIFORM_FLOOR[task]
+    chosen = {name: best(on_val, alternatives, floor) for name, alternatives in rows.items()}
+    everything = dict.fromkeys(chain.from_iterable(chosen.values()))
+    stack = tuple(name for name in everything if name != "uniform")
+    chosen["stack"] = best(on_val, [stack], floor)
+    chosen |= {p.name: best(on_val, [(p.name,)], 0.0) for p in predictors}
     values = _measure(bench, task, by_name, chosen, split)
     scores = {
         name: {
@@ -214,7 +215,7 @@ def _likelihoods(
 
     "uniform" is one of them; "" holds the peaks' weights, which sum to 1 over all studies.
     """
-    which, rows = "all" if task == "a" else "hidden", bench.rows("val")
+    which, rows = _SCORED[task], bench.rows("val")
     found: dict[str, list[np.ndarray]] = {name: [] for name in (*parts, "")}
     for block in _blocks(rows, f"({task}) choosing on validation"):
         counts, studies = bench.counts(block, which), bench.show(block, task)
@@ -261,7 +262,7 @@ def _measure(
     split: str,
 ) -> dict[str, dict[str, np.ndarray]]:
     """Measure each row's mixture on a split, one value a study."""
-    which = "all" if task == "a" else "hidden"
+    which = _SCORED[task]
     needed = {name for weights in chosen.values() for name in weights} - {"uniform"}
     found: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in chosen}
     for block in _blocks(bench.rows(split), f"({task}) scoring {split}"):
