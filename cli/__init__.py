@@ -23,6 +23,7 @@ COMMANDS = {
     "train": "Train a model on a dataset.",
     "evaluate": "Score a run on held-out studies beside linear baselines.",
     "validate": "Hold a run's latent space against its untrained model.",
+    "bench": "Models beside linear peers on held-out studies.",
     "generate": "Decode a map for given metadata.",
     "counterfactual": "One study's code under other metadata.",
     "serve": "Open the viewer on a run.",

@@ -24,20 +24,33 @@ class PCA:
     """Projection on the leading components of the training maps.
 
     Randomised: Halko et al. 2011, SIAM Review; seeded.
+
+    Attributes
+    ----------
+    mean : (V,) ndarray
+    components : (components, V) ndarray, orthonormal rows, the leading first
     """
 
     def __init__(self, train: np.ndarray, components: int, seed: int = 0) -> None:
-        self._mean = train.mean(0)
+        self.mean = train.mean(0)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             q = min(components + 8, *train.shape)
-            centred = torch.from_numpy(np.ascontiguousarray(train - self._mean))
+            centred = torch.from_numpy(np.ascontiguousarray(train - self.mean))
             _, _, v = torch.svd_lowrank(centred, q=q, niter=4)
-        self._components = v[:, :components].numpy().T
+        self.components = np.ascontiguousarray(v[:, :components].numpy().T)
+
+    def encode(self, maps: np.ndarray) -> np.ndarray:
+        """Return the coordinates of maps (S, V) on the components, (S, components)."""
+        return maps @ self.components.T - self.mean @ self.components.T
+
+    def decode(self, codes: np.ndarray) -> np.ndarray:
+        """Return the maps (S, V) of coordinates; fewer than all mean the leading components."""
+        return self.mean + codes @ self.components[: codes.shape[1]]
 
     def reconstruct(self, maps: np.ndarray) -> np.ndarray:
         """Return each map from its components, (S, V)."""
-        return self._mean + (maps - self._mean) @ self._components.T @ self._components
+        return self.decode(self.encode(maps))
 
 
 class Ridge:

@@ -38,6 +38,9 @@ ALPHAS = (0.1, 0.3, 1.0, 3.0)
 SAMPLES = 64  # codes of the prior averaged over; the posterior is narrower and takes an eighth
 BATCH = 32
 
+# Mean and sd of the posterior -> mean and sd of the codes to draw.
+Law = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+
 
 @dataclass(frozen=True, eq=False)
 class Split:
@@ -192,14 +195,24 @@ def unseen_density(
     """
     mask = torch.from_numpy(shown)
     batches = [batch._replace(observed_BM=batch.observed_BM * mask) for batch in batches]
+    return predictive(model, batches, *unseen_law(model, samples))
+
+
+def unseen_law(model: CVAE, samples: int) -> tuple[int, Law]:
+    """How many codes to draw, and from where, for a study without peaks."""
     if model.code_dropout:
-        return predictive(model, batches, 1, lambda mean, _: (0 * mean, 0 * mean))
-    return predictive(model, batches, samples, lambda mean, _: (0 * mean, 1 + 0 * mean))
+        return 1, lambda mean, _: (0 * mean, 0 * mean)
+    return samples, lambda mean, _: (0 * mean, 1 + 0 * mean)
 
 
 def half_density(model: Model, batches: list[Batch], samples: int) -> np.ndarray:
     """Density of a study of which a half is known, averaged over the posterior, (S, V)."""
-    return predictive(model, batches, samples, lambda mean, sd: (mean, sd))
+    return predictive(model, batches, samples, posterior)
+
+
+def posterior(mean: torch.Tensor, sd: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw codes from the posterior itself."""
+    return mean, sd
 
 
 @torch.inference_mode()
@@ -207,7 +220,7 @@ def predictive(
     model: Model,
     batches: list[Batch],
     samples: int,
-    law: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
+    law: Law,
 ) -> np.ndarray:
     """Average decoded densities over codes, (S, V); seeded.
 
@@ -220,18 +233,26 @@ def predictive(
     out = []
     with progress.track("predicting held-out studies", len(batches) * samples) as ticker:
         for batch in batches:
-            m_BM, kept_BM = batch.metadata_BM, batch.observed_BM
-            mean_BD, log_variance_BD = model.encode(batch.volume_B1XYZ, m_BM, kept_BM)
-            mean_BD, sd_BD = law(mean_BD, torch.exp(0.5 * log_variance_BD))
-            density_BV = torch.zeros_like(batch.counts_BV)
-            for _ in range(samples):
-                z_BD = mean_BD + sd_BD * torch.randn(mean_BD.shape, generator=generator)
-                imputed_BM, _ = model.impute(z_BD, m_BM, kept_BM)
-                filled_BM = torch.where(kept_BM > 0, m_BM, imputed_BM)
-                density_BV += model.decode(z_BD, filled_BM).log_density_BV.exp() / samples
-                ticker.advance()
-            out.append(density_BV)
+            out.append(average(model, batch, samples, law, generator))
+            ticker.advance(samples)
     return _stack(out)
+
+
+@torch.inference_mode()
+def average(
+    model: CVAE, batch: Batch, samples: int, law: Law, generator: torch.Generator
+) -> torch.Tensor:
+    """Average the decoded densities of one batch over codes, (B, V); see `predictive`."""
+    m_BM, kept_BM = batch.metadata_BM, batch.observed_BM
+    mean_BD, log_variance_BD = model.encode(batch.volume_B1XYZ, m_BM, kept_BM)
+    mean_BD, sd_BD = law(mean_BD, torch.exp(0.5 * log_variance_BD))
+    density_BV = torch.zeros_like(batch.counts_BV)
+    for _ in range(samples):
+        z_BD = mean_BD + sd_BD * torch.randn(mean_BD.shape, generator=generator)
+        imputed_BM, _ = model.impute(z_BD, m_BM, kept_BM)
+        filled_BM = torch.where(kept_BM > 0, m_BM, imputed_BM)
+        density_BV += model.decode(z_BD, filled_BM).log_density_BV.exp() / samples
+    return density_BV
 
 
 # ---------------------------------------------------------------------- scores

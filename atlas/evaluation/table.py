@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from . import criteria
+from .protocol import TASKS
 
 COLUMNS = {
     "r": "r",
@@ -87,3 +88,45 @@ def _cell(interval: list[float] | None) -> str:
         return "-"
     digits = 1 if interval[0] > 10 else 3 if abs(interval[0]) > 0.02 else 4
     return f"{interval[0]:.{digits}f}"
+
+
+BENCHMARK_COLUMNS = {
+    "bits": "bits a peak",
+    "auc": "AUC",
+    "r": "r",
+    "r 10": "r, 10 mm",
+    "ssim 10": "SSIM, 10 mm",
+    "r 16": "r, 16 mm",
+    "ssim 16": "SSIM, 16 mm",
+    "nats": "nats",
+}
+
+
+def print_benchmark(results: dict[str, Any], console: Console | None = None) -> None:
+    """Print a table a task: the peers' rows, and the runs' under them."""
+    console = console or Console(highlight=False, soft_wrap=True)
+    head = f"{results['studies']} {results['split']} studies, {results['peaks']} peaks"
+    console.print(f"{head}, of {results['source']}; mean [95 % interval over studies]")
+    for task, found in results["tasks"].items():
+        columns = [c for c in BENCHMARK_COLUMNS if any(c in row for row in _rows(found).values())]
+        table = Table(title=f"({task}) {TASKS[task]}", title_justify="left")
+        table.add_column("")
+        for column in columns:
+            table.add_column(BENCHMARK_COLUMNS[column], justify="right")
+        for group in ("peers", "runs"):
+            for name, row in found[group].items():
+                table.add_row(name, *(_range(row.get(column)) for column in columns))
+            table.add_section()
+        Console(file=console.file, width=max(console.width, 130), highlight=False).print(table)
+
+
+def _rows(found: dict[str, Any]) -> dict[str, Any]:
+    return {**found["peers"], **found["runs"]}
+
+
+def _range(value: list[float] | float | None) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.1f}"
+    return f"{value[0]:.3f} [{value[1]:.3f}, {value[2]:.3f}]"
