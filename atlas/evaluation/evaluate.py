@@ -198,7 +198,7 @@ def unseen_density(
     return predictive(model, batches, *unseen_law(model, samples))
 
 
-def unseen_law(model: CVAE, samples: int) -> tuple[int, Law]:
+def unseen_law(model: Model, samples: int) -> tuple[int, Law]:
     """How many codes to draw, and from where, for a study without peaks."""
     if model.code_dropout:
         return 1, lambda mean, _: (0 * mean, 0 * mean)
@@ -240,7 +240,7 @@ def predictive(
 
 @torch.inference_mode()
 def average(
-    model: CVAE, batch: Batch, samples: int, law: Law, generator: torch.Generator
+    model: Model, batch: Batch, samples: int, law: Law, generator: torch.Generator
 ) -> torch.Tensor:
     """Average the decoded densities of one batch over codes, (B, V); see `predictive`."""
     m_BM, kept_BM = batch.metadata_BM, batch.observed_BM

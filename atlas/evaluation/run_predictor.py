@@ -12,7 +12,7 @@ from scipy import sparse
 from atlas import model_file, objectives, space
 from atlas.contracts import Batch
 from atlas.data.batches import splat_studies
-from atlas.models.cvae import CVAE
+from atlas.models.model import Model
 
 from .evaluate import BATCH, SAMPLES, average, posterior, unseen_law
 from .protocol import RESOLUTION, Given
@@ -39,7 +39,7 @@ class RunPredictor:
 
     def __init__(self, run: Path, samples: int = SAMPLES) -> None:
         model, self._card = model_file.read(run)
-        self._model: CVAE = model
+        self._model: Model = model
         self._samples, self.name, self.latent = samples, run.resolve().name, self._card.model.latent
 
     def predict(self, studies: Sequence[Given]) -> np.ndarray:

@@ -253,7 +253,7 @@ class Decoder(nn.Module):
         )
 
     def _at_cells(self, x_BCXYZ: Tensor) -> tuple[Tensor, ...]:
-        """Each channel at the mask's cells, (B, V), interpolated where the grid is the coarse one."""
+        """Each channel at the mask's cells, (B, V), interpolated where the grid is coarse."""
         if list(x_BCXYZ.shape[2:]) != self.shape:
             x_BCXYZ = double(x_BCXYZ, self.shape)
         return x_BCXYZ.float().flatten(2)[:, :, self.cells_V].unbind(1)

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 from scipy.optimize import check_grad
 
-from atlas.cli.bench_impute import impute
+from atlas.cli.bench import impute
 from atlas.data.dataset import Dataset
 from atlas.errors import AtlasError
 from atlas.evaluation import sample_size as task
