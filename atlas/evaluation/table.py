@@ -99,6 +99,8 @@ BENCHMARK_COLUMNS = {
     "r 16": "r, 16 mm",
     "ssim 16": "SSIM, 16 mm",
     "nats": "nats",
+    "nats 10": "nats, 10 mm",
+    "nats 16": "nats, 16 mm",
 }
 
 
