@@ -79,16 +79,26 @@ def _row(name: str, scores: dict[str, list[float]]) -> str:
 def _curves(path: Path) -> str:
     if not path.is_file():
         return f"<p>No {path.name}: the run was not trained here.</p>"
+    return pages.picture(training_curves(path), "training curves")
+
+
+def training_curves(path: Path) -> Any:
+    """Draw metrics.csv over the optimiser's steps, as a matplotlib figure."""
+    shown = {
+        "val/bits": "held-out bits a peak",
+        "train/kl": "KL, nats",
+        "val/active": "active directions",
+        "beta": "beta",
+        "lambda": "lambda of the year's reversal",
+    }
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    epochs = [int(row["epoch"]) + 1 for row in rows]
-    figure, axes = pages.pyplot().subplots(1, 4, figsize=(14, 3), layout="constrained")
-    shown = ("val/bits", "train/kl", "beta", "lambda")
-    titles = ("held-out bits a peak", "KL, nats", "beta", "lambda of the year's reversal")
-    for axis, name, title in zip(axes, shown, titles):
-        axis.plot(epochs, [float(row[name]) for row in rows])
-        axis.set(title=title, xlabel="epoch")
-    return pages.picture(figure, "training curves")
+    figure, axes = pages.pyplot().subplots(1, len(shown), figsize=(16, 3), layout="constrained")
+    for axis, (name, title) in zip(axes, shown.items()):
+        known = [row for row in rows if row.get(name)]  # a validation within an epoch has val/ only
+        axis.plot([int(row["step"]) for row in known], [float(row[name]) for row in known])
+        axis.set(title=title, xlabel="step")
+    return figure
 
 
 def _examples(atlas: Atlas, dataset: Dataset, split: str) -> list[str]:

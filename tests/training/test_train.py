@@ -138,16 +138,6 @@ def test_training_reads_the_cache(bundled: Dataset, tmp_path: Path) -> None:
     assert (run / model_file.WEIGHTS).exists()
 
 
-def test_wandb_offline_mirrors_metrics_csv(bundled: Dataset, tmp_path: Path) -> None:
-    pytest.importorskip("wandb")
-    settings = ["logging.wandb=offline", "train.epochs=1"]
-    run = train(config.load("smoke", settings), bundled, tmp_path / "run")
-    [log] = (run / "wandb").glob("offline-run-*/run-*.wandb")
-    content = log.read_bytes()
-    for name in (b"val/bits", b"train/kl", b"beta", b"lambda", b"weight_decay"):
-        assert name in content, name
-
-
 @pytest.mark.parametrize("schedule", ["ratio", "constant", "linear", "cyclical"])
 def test_every_kl_schedule_trains(bundled: Dataset, tmp_path: Path, schedule: str) -> None:
     settings = [f"kl.schedule={schedule}", "train.epochs=1", "objective.reconstruction=mse"]
