@@ -23,6 +23,13 @@ def test_the_likelihood_of_uniform_peaks() -> None:
     assert nats.tolist() == pytest.approx([4 * math.log(V) / 2] * 2)
 
 
+@pytest.mark.parametrize(("temper", "weights"), [(0.0, (5, 5)), (0.5, (2, 10)), (1.0, (0.8, 20))])
+def test_a_study_counts_by_a_power_of_its_peaks(temper: float, weights: tuple[float, ...]) -> None:
+    counts = torch.tensor([[4.0, 0, 0, 0, 0, 0], [0, 25, 25, 25, 25, 0]])
+    nats = objectives.peak_nll(decoded(torch.zeros(2, V)), counts, temper)
+    assert nats.tolist() == pytest.approx([w * math.log(V) for w in weights])
+
+
 def test_kl_is_zero_at_the_prior_and_torchs_elsewhere() -> None:
     mean, log_variance = torch.randn(3, 4), torch.randn(3, 4)
     posterior = torch.distributions.Normal(mean, torch.exp(0.5 * log_variance))

@@ -13,6 +13,7 @@ from atlas.data.batches import Request, StudyBatches
 from atlas.data.dataset import Dataset
 from atlas.models import build
 from atlas.models.cvae import CVAE
+from atlas.models.layers import double
 
 SMOKE = config.load("smoke")
 
@@ -148,3 +149,69 @@ def test_shipped_models_see_more_than_150_mm(name: str) -> None:
     resolution = shipped.data.resolution
     model = build(shipped.model, 70, resolution)
     assert model.encoder.receptive_field() * resolution > 150
+
+
+# ---------------------------------------------------------------- the path around the convolutions
+
+DIRECT = config.load(
+    "smoke",
+    ["model.direct=16", "model.rank=4", "model.dropout=0.5", "model.halve=true"],
+)
+
+
+@pytest.fixture
+def direct(bundled: Dataset) -> CVAE:
+    torch.manual_seed(0)
+    return build(DIRECT.model, bundled.fields.width, 4)
+
+
+def test_the_direct_path_has_the_same_shapes(direct: CVAE, batch: Batch) -> None:
+    output = direct(batch, batch.observed_BM)
+    V = space.load(4).n_cells
+    assert output.mean_BD.shape == (3, 8)
+    assert output.decoded.log_density_BV.shape == output.decoded.log_variance_BV.shape == (3, V)
+    torch.testing.assert_close(output.decoded.log_density_BV.exp().sum(1), torch.ones(3))
+
+
+def test_the_direct_path_learns_in_every_parameter(direct: CVAE, batch: Batch) -> None:
+    for module in direct.modules():
+        for name in ("film", "outer"):
+            if hasattr(module, name):
+                torch.nn.init.normal_(getattr(module, name).weight, std=0.1)
+    torch.nn.init.normal_(direct.decoder.ups[-1].conv.weight, std=0.1)
+    torch.nn.init.normal_(direct.imputer.net[2].weight, std=0.1)
+    output = direct.eval()(batch, batch.observed_BM, 1.0)
+    decoded = output.decoded
+    loss = decoded.log_density_BV.square().mean() + decoded.log_variance_BV.square().mean()
+    loss = loss + output.imputed_mean_BM.square().mean() + output.year_logits_BY.square().mean()
+    (loss + output.log_variance_BD.square().mean()).backward()
+    still = [n for n, p in direct.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not still
+
+
+def test_the_direct_path_takes_a_study_without_peaks(direct: CVAE, batch: Batch) -> None:
+    mean_BD, log_variance_BD = direct.eval().encode(
+        0 * batch.volume_B1XYZ, batch.metadata_BM, batch.observed_BM
+    )
+    assert mean_BD.isfinite().all() and log_variance_BD.isfinite().all()
+
+
+def test_the_direct_path_hears_only_what_is_observed(direct: CVAE, batch: Batch) -> None:
+    direct.eval()
+    hidden = torch.where(batch.observed_BM > 0, batch.metadata_BM, 1.0)
+    first = direct.encode(batch.volume_B1XYZ, batch.metadata_BM, batch.observed_BM)
+    second = direct.encode(batch.volume_B1XYZ, hidden, batch.observed_BM)
+    assert torch.equal(first[0], second[0])
+    z = torch.zeros(3, 8)
+    changed = direct.decode(z, batch.metadata_BM), direct.decode(z, batch.metadata_BM + 1)
+    assert not torch.equal(changed[0].log_density_BV, changed[1].log_density_BV)
+
+
+def test_doubling_is_trilinear_interpolation() -> None:
+    x = torch.randn(2, 3, 5, 6, 4)
+    expected = F.interpolate(x, scale_factor=2, mode="trilinear")[..., :9, :12, :7]
+    found = double(x, (9, 12, 7))
+    assert found.shape == expected.shape
+    inner = (..., slice(1, 9), slice(1, 11), slice(1, 7))
+    torch.testing.assert_close(found[inner], expected[inner])
+    torch.testing.assert_close(found[:, :, 0, 1, 1], 0.75 * expected[:, :, 0, 1, 1])  # 0 beyond
