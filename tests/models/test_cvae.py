@@ -104,23 +104,29 @@ def test_evaluation_is_deterministic_and_training_is_not(bundled: Dataset, batch
     assert torch.equal(run(), run())
 
 
-FOOTPRINTS = [((1,), (1, 2)), ((2, 2), (1, 2, 4)), ((2, 1, 1), (1,)), ((1, 2), (3, 1))]
+FOOTPRINTS = [
+    ((1,), (1, 2), False),
+    ((1,), (1, 2), True),
+    ((2, 2), (1, 2, 4), False),
+    ((2, 1, 1), (1,), False),
+    ((1, 2), (3, 1), False),
+]
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
-@pytest.mark.parametrize(("blocks", "dilations"), FOOTPRINTS)
+@pytest.mark.parametrize(("blocks", "dilations", "halve"), FOOTPRINTS)
 def test_the_receptive_field_is_the_gradient_footprint(
-    blocks: tuple[int, ...], dilations: tuple[int, ...], axis: int
+    blocks: tuple[int, ...], dilations: tuple[int, ...], halve: bool, axis: int
 ) -> None:
     """What the function computes is what a cell really depends on, measured by its gradient."""
     torch.manual_seed(0)
-    small = {"width": 8, "growth": 8, "blocks": blocks, "dilations": dilations}
+    small = {"width": 8, "growth": 8, "blocks": blocks, "dilations": dilations, "halve": halve}
     encoder = build(SMOKE.model.model_copy(update=small), 70, 4).encoder.double()
     field, shape = encoder.receptive_field(), [32, 32, 32]
     # Without the norms, whose statistics see everything; long along the axis that is measured.
     shape[axis] = 2 * field + 32
     x = torch.randn(1, 1, *shape, dtype=torch.double, requires_grad=True)
-    out = encoder.stem(x)
+    out = encoder.stem(F.avg_pool3d(x, 2) if halve else x)
     for block, mix in zip(encoder.blocks, encoder.mixes):
         for conv in block.convs:
             out = torch.cat([out, conv(F.silu(out))], 1)
