@@ -82,6 +82,20 @@ def test_every_shipped_configuration_and_schedule_is_documented() -> None:
         assert f"`{schedule}`" in PAGES["docs/model.md"]
 
 
+def keys(record: type[config.Record], prefix: str = "") -> list[str]:
+    found = []
+    for name, field in record.model_fields.items():
+        section = field.annotation
+        inside = isinstance(section, type) and issubclass(section, config.Record)
+        found += keys(section, f"{name}.") if inside else [prefix + name]
+    return found
+
+
+@pytest.mark.parametrize("key", keys(config.Config))
+def test_every_configuration_key_is_documented(key: str) -> None:
+    assert f"| `{key}` |" in PAGES["docs/configuration.md"]
+
+
 def test_links_between_pages_lead_somewhere() -> None:
     for name, text in PAGES.items():
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):
