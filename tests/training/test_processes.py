@@ -15,7 +15,6 @@ from atlas.errors import AtlasError
 from atlas.training.run import train
 from tests.support import spawn_atlas
 
-# Years are unknown here: without its loss the year head has gradients of zero, not none.
 OPTIONS = ["train.epochs=2", "train.ema=0.5", "train.accelerator=cpu", "train.threads=1"]
 
 
@@ -29,18 +28,20 @@ def test_two_processes_get_the_loss_of_one(small: Dataset, tmp_path: Path) -> No
     """Two processes of two studies each, by gloo, beside one that accumulates two batches."""
     out = {name: tmp_path / name for name in ("one", "two")}
     common = ("train", "smoke", *OPTIONS, "train.batch=2", "--data", small.path)
-    one = spawn_atlas(*common, "train.accumulate=2", "--out", out["one"])
+    one = spawn_atlas(*common, "train.accumulate=2", "--out", out["one"], timeout=900)
     assert one.returncode == 0, one.stderr
-    two = spawn_atlas(*common, "train.devices=2", "train.strategy=ddp", "--out", out["two"])
+    two = spawn_atlas(
+        *common, "train.devices=2", "train.strategy=ddp", "--out", out["two"], timeout=900
+    )
     assert two.returncode == 0, two.stderr
     assert two.stdout.splitlines() == [str(out["two"])]
     ours, theirs = row_values(out["two"]), row_values(out["one"])
     assert [row["step"] for row in ours] == [row["step"] for row in theirs] == [7, 14]
     for mine, other in zip(ours, theirs):
-        assert mine == pytest.approx(other, rel=1e-3, abs=1e-4)
+        assert mine == pytest.approx(other, rel=1e-4, abs=1e-5)
     a, b = (load_file(out[name] / "model.safetensors") for name in ("one", "two"))
     for name in a:
-        torch.testing.assert_close(a[name], b[name], rtol=1e-2, atol=1e-3)
+        torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
