@@ -180,7 +180,7 @@ def test_a_damaged_card_is_one_line(copy: Path) -> None:
 def test_weights_of_another_architecture_are_refused(copy: Path) -> None:
     path = copy / model_file.CARD
     path.write_text(path.read_text().replace('"growth": 8', '"growth": 16'))
-    with pytest.raises(AtlasError, match="arrays do not fit model.json, first "):
+    with pytest.raises(AtlasError, match="model.growth was 8, is 16"):
         Atlas.load(copy)
 
 
