@@ -23,10 +23,23 @@ def bench() -> None:
 @click.option("--data", type=_path, required=True, help="Dataset whose splits are used.")
 @click.option("--tasks", default="a,b,c", show_default=True, help="Which of a, b, c.")
 @click.option("--split", type=click.Choice(["val", "test"]), default="test", show_default=True)
+@click.option(
+    "--samples",
+    type=click.IntRange(1),
+    default=64,
+    show_default=True,
+    help="Codes of the prior that a run's density averages over; of the posterior an eighth.",
+)
 @click.option("--out", type=_path, help="Also write the result to this JSON file.")
 @json_option
 def predict(
-    runs: tuple[Path, ...], data: Path, tasks: str, split: str, out: Path | None, as_json: bool
+    runs: tuple[Path, ...],
+    data: Path,
+    tasks: str,
+    split: str,
+    samples: int,
+    out: Path | None,
+    as_json: bool,
 ) -> None:
     """Score RUNs beside linear peers: unseen studies, half to half, reconstruction."""
     import json
@@ -37,7 +50,8 @@ def predict(
     from atlas.evaluation.table import print_benchmark
 
     wanted = check_tasks(tasks.split(","))
-    results = run(read(data), [RunPredictor(folder) for folder in runs], wanted, split)
+    predictors = [RunPredictor(folder, samples) for folder in runs]
+    results = run(read(data), predictors, wanted, split)
     if out:
         write_text(out, json.dumps(results, indent=1))
     if as_json:
