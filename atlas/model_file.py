@@ -22,6 +22,7 @@ from .models import build
 from .models.model import Model
 
 WEIGHTS, CARD = "model.safetensors", "model.json"
+HEADER = "atlas"  # key in the weights' header of what they belong to
 
 
 class FieldUse(BaseModel):
@@ -90,9 +91,9 @@ def write(run: Path, model: Model, card: Card, *, half: bool = False) -> None:
     arrays = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     if half:
         arrays = {name: a.half() if a.ndim > 1 else a for name, a in arrays.items()}
-    origins = origin(card.model, card.table())  # under one key: the order of several varies
+    said = {HEADER: json.dumps(origin(card.model, card.table()))}  # one key: their order is random
     with replacing(run / WEIGHTS) as work:
-        work.write_bytes(save(arrays, {"origin": json.dumps(origins)}))
+        work.write_bytes(save(arrays, said))
     write_text(run / CARD, card.model_dump_json(indent=1))
 
 
@@ -145,7 +146,7 @@ def differences(stored: Any, wanted: Any, path: str = "") -> list[str]:
 def _check_state(run: Path, model: Model, state: dict[str, Any], card: Card) -> None:
     """Compare what the weights say of themselves, and their shapes, with the card."""
     with safe_open(run / WEIGHTS, "pt") as file:
-        said = json.loads((file.metadata() or {}).get("origin", "{}"))
+        said = json.loads((file.metadata() or {}).get(HEADER, "{}"))
     wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in state.items()}
     changes = differences(said, origin(card.model, card.table())) if said else []
