@@ -136,3 +136,8 @@ def bootstrap(values: np.ndarray, draws: int = 2000, seed: int = 0) -> tuple[flo
     means = values[rng.integers(0, len(values), (draws, len(values)))].mean(1)
     low, high = np.quantile(means, [0.025, 0.975])
     return float(values.mean()), float(low), float(high)
+
+
+def interval(values: np.ndarray, digits: int = 5) -> list[float]:
+    """Return what `bootstrap` does as results hold it, [mean, low, high], rounded."""
+    return [round(number, digits) for number in bootstrap(values)]

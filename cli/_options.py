@@ -18,6 +18,12 @@ if TYPE_CHECKING:
 run_argument = click.argument("run", type=click.Path(path_type=Path))
 dataset_argument = click.argument("dataset", type=click.Path(path_type=Path))
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+data_option = click.option(
+    "--data", type=click.Path(path_type=Path), help="Dataset, if not the run's own."
+)
+split_option = click.option(
+    "--split", type=click.Choice(["val", "test"]), default="test", show_default=True
+)
 set_option = click.option(
     "--set",
     "settings",

@@ -8,7 +8,7 @@ import click
 
 from atlas.files import write_text
 
-from ._options import json_option, print_json, run_argument
+from ._options import data_option, json_option, print_json, run_argument, split_option
 
 _path = click.Path(path_type=Path)
 
@@ -22,7 +22,7 @@ def bench() -> None:
 @click.argument("runs", nargs=-1, type=_path, metavar="[RUN]...")
 @click.option("--data", type=_path, required=True, help="Dataset whose splits are used.")
 @click.option("--tasks", default="a,b,c", show_default=True, help="Which of a, b, c.")
-@click.option("--split", type=click.Choice(["val", "test"]), default="test", show_default=True)
+@split_option
 @click.option(
     "--samples",
     type=click.IntRange(1),
@@ -63,7 +63,7 @@ def predict(
 @bench.command()
 @run_argument
 @click.option("--folds", type=_path, required=True, help="CSV of pmid, n, fold (hand labels).")
-@click.option("--data", type=_path, help="Dataset, if not the run's own.")
+@data_option
 @json_option
 def impute(run: Path, folds: Path, data: Path | None, as_json: bool) -> None:
     """Sample size from year, topics and RUN's codes: the head beside ridge, fold by fold."""

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import click
 
-from ._options import json_option, print_json, run_argument
+from ._options import data_option, json_option, print_json, run_argument, split_option
 
 
 @click.command()
 @run_argument
-@click.option("--data", type=click.Path(path_type=Path), help="Dataset, if not the run's own.")
-@click.option("--split", type=click.Choice(["val", "test"]), default="test", show_default=True)
+@data_option
+@split_option
 @json_option
 def validate(run: Path, data: Path | None, split: str, as_json: bool) -> None:
     """Hold RUN's latent space against its untrained model: PASS or FAIL each, and pictures."""

@@ -22,7 +22,7 @@ from atlas.data.dataset import Dataset
 from atlas.errors import AtlasError
 
 from . import peers, reconstruction
-from .protocol import RESOLUTION, TASKS, Benchmark, Peaks, Predictor, Task, smooth
+from .protocol import RESOLUTION, TASKS, Benchmark, Peaks, Predictor, Task, check, smooth
 
 TARGET_FWHM = 10.0  # of the map of the peaks that r compares a density with
 UNIFORM_FLOOR: dict[Task, float] = {"a": 0.02, "b": 0.01}
@@ -168,7 +168,7 @@ def score(
     values = _measure(bench, task, by_name, chosen, split)
     scores = {
         name: {
-            **{measure: interval(v) for measure, v in values[name].items()},
+            **{measure: metrics.interval(v, 4) for measure, v in values[name].items()},
             "weights": {part: round(float(w), 4) for part, w in chosen[name].items()},
         }
         for name in chosen
@@ -176,13 +176,8 @@ def score(
     ours = {p.name: scores.pop(p.name) for p in predictors}
     for name, row in ours.items():
         gains = {peer: values[name]["bits"] - values[peer]["bits"] for peer in scores}
-        row["gain"] = {peer: interval(gain) for peer, gain in gains.items()}
+        row["gain"] = {peer: metrics.interval(gain, 4) for peer, gain in gains.items()}
     return {"peers": scores, "runs": ours}
-
-
-def interval(values: np.ndarray) -> list[float]:
-    """Mean over studies with its bootstrap interval, rounded, [mean, low, high]."""
-    return [round(number, 4) for number in metrics.bootstrap(values)]
 
 
 def _blocks(rows: np.ndarray, what: str) -> Iterator[np.ndarray]:
@@ -192,20 +187,6 @@ def _blocks(rows: np.ndarray, what: str) -> Iterator[np.ndarray]:
         for block in blocks:
             yield block
             ticker.advance()
-
-
-def check(predictor: Predictor, log_density: np.ndarray, studies: int) -> np.ndarray:
-    """Refuse what is no log density over the cells; return the density."""
-    shape = studies, space.load(RESOLUTION).n_cells
-    if log_density.shape != shape:
-        raise AtlasError(f"{predictor.name}: predicted {log_density.shape}, expected {shape}")
-    density = np.exp(log_density)
-    total = density.sum(1, dtype=np.float64)
-    if not np.allclose(total, 1, atol=1e-3):
-        raise AtlasError(
-            f"{predictor.name}: a density sums to {total[np.argmax(abs(total - 1))]:.4g}, not to 1"
-        )
-    return density
 
 
 def _likelihoods(

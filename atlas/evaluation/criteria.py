@@ -13,7 +13,6 @@ import numpy as np
 from atlas import space
 from atlas.errors import AtlasError
 from atlas.inference import Atlas
-from atlas.metadata import FieldTable
 
 from . import task_effect
 
@@ -58,7 +57,7 @@ def of_split(
     """Return the task effects on held-out studies, or None for a model without a task."""
     if not _can(atlas, "task"):
         return None
-    table = FieldTable.from_snapshot(atlas.card.fields)
+    table = atlas.card.table()
     part = table.slices["task"]
     task = np.where(observed[:, part] > 0, metadata[:, part], np.nan)
     mask = space.load(atlas.card.data.resolution).mask
@@ -132,7 +131,7 @@ def _task(effects: dict[str, dict[str, float]] | None) -> Criterion:
 def _missing(atlas: Atlas) -> Criterion:
     """Encode and decode with nothing known, with each field missing, with each alone."""
     name, bar = "missing metadata are accepted", "every pattern gives a finite map"
-    names = [field.name for field in FieldTable.from_snapshot(atlas.card.fields)]
+    names = [field.name for field in atlas.card.table()]
     usable = [n for n in names if n != "fwhm" and _can(atlas, n)]
     typical = {n: _typical(atlas, n) for n in usable}
     patterns = [{}, typical]

@@ -91,11 +91,7 @@ def evaluate(
         The run has no model, or the dataset is missing or another one.
     """
     model, card = model_file.read(run)
-    dataset = dataset or find_dataset(run)
-    if dataset.fingerprint != card.dataset:
-        raise AtlasError(
-            f"{run}: was trained on another dataset than {dataset.path}; its splits would not hold"
-        )
+    dataset = own_dataset(run, card, dataset)
     parts = {name: load_split(dataset, name, card) for name in {"train", "val", split}}
     densities = mean_densities(dataset, card.data.resolution)
     measures = score(model, card, parts["train"], parts["val"], parts[split], densities, samples)
@@ -125,6 +121,16 @@ def baseline_results(
     if (other.resolution, other.fwhm[0]) != (card.data.resolution, card.data.fwhm[0]):
         raise AtlasError(f"{run}: has maps of another resolution or kernel width than the model")
     return evaluate(run, dataset, split, samples)
+
+
+def own_dataset(run: Path, card: model_file.Card, dataset: Dataset | None) -> Dataset:
+    """Return the dataset that a run was trained on, found if not given; another is refused."""
+    dataset = dataset or find_dataset(run)
+    if dataset.fingerprint != card.dataset:
+        raise AtlasError(
+            f"{run}: was trained on another dataset than {dataset.path}; its splits would not hold"
+        )
+    return dataset
 
 
 def find_dataset(run: Path) -> Dataset:
@@ -349,7 +355,7 @@ def _bits(
             for u in UNIFORM
         ]
         best = UNIFORM[int(np.argmax(on_val))]
-        out[name] = _interval(
+        out[name] = metrics.interval(
             metrics.bits_per_peak(metrics.normalise(test[name], best), test_counts)
         )
     return out
@@ -360,16 +366,12 @@ def _map_scores(predicted: np.ndarray, target: np.ndarray, resolution: int) -> d
     error = metrics.mse(predicted, target)
     volumes = here.volume(np.ascontiguousarray(predicted)), here.volume(target)
     return {
-        "r": _interval(metrics.pearson(predicted, target)),
-        "ssim": _interval(metrics.ssim(*volumes, here.mask)),
-        "mse": _interval(error),
-        "rmse": _interval(np.sqrt(error)),
-        "psnr": _interval(metrics.psnr(error)),
+        "r": metrics.interval(metrics.pearson(predicted, target)),
+        "ssim": metrics.interval(metrics.ssim(*volumes, here.mask)),
+        "mse": metrics.interval(error),
+        "rmse": metrics.interval(np.sqrt(error)),
+        "psnr": metrics.interval(metrics.psnr(error)),
     }
-
-
-def _interval(values: np.ndarray) -> list[float]:
-    return [round(number, 5) for number in metrics.bootstrap(values)]
 
 
 def year_accuracy(

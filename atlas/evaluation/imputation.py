@@ -67,8 +67,8 @@ def gaussian_scores(true: np.ndarray, mean: np.ndarray, variance: np.ndarray) ->
     return {
         "studies": len(true),
         "r2": r_squared((error**2).sum(1), ((true - true.mean(0)) ** 2).sum(1)),
-        "nll": [round(x, 5) for x in metrics.bootstrap(nll.mean(1))],
-        "coverage_90": [round(x, 5) for x in metrics.bootstrap(covered.mean(1))],
+        "nll": metrics.interval(nll.mean(1)),
+        "coverage_90": metrics.interval(covered.mean(1)),
     }
 
 

@@ -36,7 +36,7 @@ MAX_MM, MIN_PEAKS = 8.0, 5
 SHOWN = ("task", "topics", "year")  # never the number of peaks, which is counted from them
 _HALF_SEED = 77
 _REACH = 3.5  # sigmas
-FWHM_OF_SIGMA = 2 * np.sqrt(2 * np.log(2))
+FWHM_PER_SIGMA = 2 * np.sqrt(2 * np.log(2))
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +71,20 @@ class Predictor(Protocol):
             Log density over the mask's cells (C order of the 4 mm grid); exp sums to 1.
         """
         ...
+
+
+def check(predictor: Predictor, log_density: np.ndarray, studies: int) -> np.ndarray:
+    """Refuse what is no log density over the cells; return the density."""
+    shape = studies, space.load(RESOLUTION).n_cells
+    if log_density.shape != shape:
+        raise AtlasError(f"{predictor.name}: predicted {log_density.shape}, expected {shape}")
+    density = np.exp(log_density)
+    total = density.sum(1, dtype=np.float64)
+    if not np.allclose(total, 1, atol=1e-3):
+        raise AtlasError(
+            f"{predictor.name}: a density sums to {total[np.argmax(abs(total - 1))]:.4g}, not to 1"
+        )
+    return density
 
 
 class Benchmark:
@@ -187,7 +201,7 @@ def _draw(cells: np.ndarray, offsets: np.ndarray, fwhm: float, weights: np.ndarr
 
 def _filter(values: np.ndarray, fwhm: float) -> np.ndarray:
     """Convolve cells, (S, V), with a separable Gaussian that sums to 1, (S, V) float32."""
-    here, sigma = space.load(RESOLUTION), fwhm / FWHM_OF_SIGMA / RESOLUTION
+    here, sigma = space.load(RESOLUTION), fwhm / FWHM_PER_SIGMA / RESOLUTION
     volumes = here.volume(values.astype(np.float32))
     for volume in volumes:
         gaussian_filter(volume, sigma, output=volume, mode="constant", radius=int(_REACH * sigma))

@@ -15,7 +15,7 @@ import numpy as np
 from atlas import metrics, progress, space
 
 from .baselines import PCA
-from .protocol import RESOLUTION, Benchmark, Predictor, smooth
+from .protocol import RESOLUTION, Benchmark, Predictor, check, smooth
 
 FWHM_MM = (10.0, 16.0)
 SIZES = (16, 32, 64, 128, 256)
@@ -92,8 +92,6 @@ def score(bench: Benchmark, predictors: Sequence[Predictor], split: str) -> dict
         studies (SSIM over 400 of them), "nats" where a row has a rate (quantised PCA: at each
         width), "smoothed 10" and "smoothed 16", mm, for runs.
     """
-    from .benchmark import check, interval
-
     rows, val = bench.rows(split), bench.rows("val")
     some = np.random.default_rng(0).permutation(len(val))[:_VAL_STUDIES]
     rates = {p.name: _rate_of(p, bench, rows) for p in predictors}
@@ -115,7 +113,7 @@ def score(bench: Benchmark, predictors: Sequence[Predictor], split: str) -> dict
             target = _maps(bench, rows, fwhm)
             for name, source, nats in _pca_rows(bench, fwhm, target, predictors, rates):
                 row = peers.setdefault(name, {})
-                row |= _measure(source, target, fwhm, interval)
+                row |= _measure(source, target, fwhm)
                 if nats is not None:
                     row[f"nats {fwhm:g}"] = nats
                 ticker.advance()
@@ -125,7 +123,7 @@ def score(bench: Benchmark, predictors: Sequence[Predictor], split: str) -> dict
                 width = _choose_width(on_val, val_target)
                 source = _scaled(on_test, width)
                 row = ours[p.name]
-                row |= _measure(source, target, fwhm, interval)
+                row |= _measure(source, target, fwhm)
                 row[f"smoothed {fwhm:g}"] = width
                 if rates[p.name] is not None:
                     row["nats"] = round(float(rates[p.name] or 0), 2)
@@ -191,9 +189,7 @@ def _choose_width(density: np.ndarray, target: np.ndarray) -> float:
     return SMOOTHING[int(np.argmax(found))]
 
 
-def _measure(
-    source: Source, target: np.ndarray, fwhm: float, interval: Callable[[np.ndarray], list[float]]
-) -> dict[str, list[float]]:
+def _measure(source: Source, target: np.ndarray, fwhm: float) -> dict[str, list[float]]:
     """Take r over all studies and SSIM over `_SSIM_STUDIES` of them."""
     here = space.load(RESOLUTION)
     chosen = np.zeros(len(target), bool)
@@ -206,6 +202,6 @@ def _measure(
         volumes = here.volume(np.ascontiguousarray(maps[mine])), here.volume(true[mine])
         ssim.append(metrics.ssim(*volumes, here.mask))
     return {
-        f"r {fwhm:g}": interval(np.concatenate(r)),
-        f"ssim {fwhm:g}": interval(np.concatenate(ssim)),
+        f"r {fwhm:g}": metrics.interval(np.concatenate(r), 4),
+        f"ssim {fwhm:g}": metrics.interval(np.concatenate(ssim), 4),
     }

@@ -18,7 +18,7 @@ import numpy as np
 
 from atlas import metrics
 from atlas.data.dataset import Dataset
-from atlas.errors import AtlasError
+from atlas.errors import AtlasError, require
 
 from .imputation import Z90, r_squared
 
@@ -239,9 +239,8 @@ def ridge_folds(x: np.ndarray, y: np.ndarray, folds: np.ndarray) -> Prediction:
 
 
 def _ridge(x: np.ndarray, y: np.ndarray, strength: float, new: np.ndarray) -> np.ndarray:
-    d = x - x.mean(0)
-    weights = np.linalg.solve(d.T @ d + strength * np.eye(x.shape[1]), d.T @ (y - y.mean()))
-    return np.asarray(y.mean() + (new - x.mean(0)) @ weights)
+    linear = require("sklearn.linear_model", "data")
+    return np.asarray(linear.Ridge(strength).fit(x, y).predict(new))
 
 
 def _over_folds(
@@ -265,9 +264,9 @@ def scores(y: np.ndarray, predicted: Prediction) -> dict[str, list[float]]:
     covered = np.abs(error) <= predicted.half_width
     return {
         "r2": r2,
-        "mae": [round(v, 5) for v in metrics.bootstrap(np.abs(error))],
-        "nll": [round(v, 5) for v in metrics.bootstrap(nll)],
-        "coverage_90": [round(v, 5) for v in metrics.bootstrap(covered)],
+        "mae": metrics.interval(np.abs(error)),
+        "nll": metrics.interval(nll),
+        "coverage_90": metrics.interval(covered),
     }
 
 

@@ -36,10 +36,7 @@ def coverage(model: Model, batches: list[Batch], mask: torch.Tensor) -> dict[str
         "50", "80", "90", "95": the share with its 95 % bootstrap interval.
     """
     shares = torch.cat([_shares(model, batch, mask) for batch in batches]).numpy()
-    return {
-        f"{100 * level:.0f}": [round(x, 5) for x in metrics.bootstrap(shares[:, k])]
-        for k, level in enumerate(LEVELS)
-    }
+    return {f"{100 * level:.0f}": metrics.interval(shares[:, k]) for k, level in enumerate(LEVELS)}
 
 
 def _shares(model: Model, batch: Batch, mask: torch.Tensor) -> torch.Tensor:

@@ -27,7 +27,7 @@ from atlas.models.model import Model
 
 from . import anatomy
 from .criteria import verdict
-from .evaluate import BATCH, find_dataset, reconstruct
+from .evaluate import BATCH, own_dataset, reconstruct
 
 STUDIES = 256  # held-out studies, drawn by the run's seed
 DIRECTIONS, STEPS = 4, (-2.0, -1.0, 0.0, 1.0, 2.0)  # drawn; in sd of the training codes
@@ -66,11 +66,7 @@ def validate(run: Path, dataset: Dataset | None = None, split: str = "test") -> 
         The run has no model, or the dataset is missing or another one.
     """
     model, card = model_file.read(run)
-    dataset = dataset or find_dataset(run)
-    if dataset.fingerprint != card.dataset:
-        raise AtlasError(
-            f"{run}: was trained on another dataset than {dataset.path}; its splits would not hold"
-        )
+    dataset = own_dataset(run, card, dataset)
     batches = _held_out(dataset, split, card)
     mask = torch.from_numpy(space.load(card.data.resolution).mask.copy())
     maps = torch.cat([b.target_B1XYZ[:, 0, mask] for b in batches]).numpy()
@@ -100,7 +96,7 @@ def untrained(model: Model, card: model_file.Card) -> Model:
     """Return the same architecture with fresh weights and the run's buffers."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(card.seed + 1)
-        fresh = build(card.model, card.table().width, card.data.resolution)
+        fresh = build(card.model, card.table().width, card.data.resolution, card.year_head)
     known = dict(model.named_buffers())
     for name, buffer in fresh.named_buffers():
         buffer.copy_(known[name])
@@ -186,7 +182,7 @@ def _anatomy(
 
 
 def _interval(values: Any) -> list[float]:
-    return [round(number, 6) for number in metrics.bootstrap(np.asarray(values))]
+    return metrics.interval(np.asarray(values), 6)
 
 
 # ---------------------------------------------------------------------- checks

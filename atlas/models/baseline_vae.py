@@ -40,10 +40,17 @@ from atlas.config import ModelConfig
 from atlas.contracts import Batch, Decoded, Output
 from atlas_kernels import group_norm_film
 
-from .layers import CHANNELS_PER_GROUP, Kernels, Upsample, channels_last, receptive_field
-from .model import Model
+from .layers import (
+    CHANNELS_PER_GROUP,
+    Kernels,
+    Upsample,
+    channels_last,
+    pool,
+    pyramid,
+    receptive_field,
+)
+from .model import LOG_VARIANCE_RANGE, Model
 
-LOG_VARIANCE_RANGE = (-8.0, 8.0)
 BLOCKS = 4
 HALVINGS = BLOCKS + 1  # the stem halves twice, every block but the first once
 
@@ -80,7 +87,7 @@ class Residual(nn.Module):
         for norm, conv in zip(self.norms, self.convs):
             y = conv(norm(y))
         if self.stride > 1:
-            x_BCXYZ = F.avg_pool3d(x_BCXYZ, 2, ceil_mode=True, count_include_pad=False)
+            x_BCXYZ = pool(x_BCXYZ)
         return y + F.pad(x_BCXYZ, (0, 0, 0, 0, 0, 0, 0, self.more))
 
 
@@ -176,9 +183,7 @@ class BaselineVAE(Model):
     def __init__(self, config: ModelConfig, fields_width: int, resolution: int) -> None:
         super().__init__()
         here = space.load(resolution)
-        sizes = [list(here.grid.shape)]
-        for _ in range(HALVINGS):
-            sizes.append([-(-n // 2) for n in sizes[-1]])
+        sizes = pyramid(here.grid.shape, HALVINGS)
         cells_V = torch.from_numpy(here.mask.ravel().nonzero()[0])
         self.encoder = Encoder(config, sizes[-1])
         self.decoder = Decoder(config, sizes, cells_V)
@@ -201,9 +206,7 @@ class BaselineVAE(Model):
     def forward(self, batch: Batch, kept_BM: Tensor, reversal: float = 0.0) -> Output:
         """Pass a batch through; there is no year head for `reversal` to act on."""
         mean_BD, log_variance_BD = self.encode(batch.volume_B1XYZ, batch.metadata_BM, kept_BM)
-        z_BD = mean_BD
-        if self.training:
-            z_BD = mean_BD + torch.randn_like(mean_BD) * torch.exp(0.5 * log_variance_BD)
+        z_BD = self.draw(mean_BD, log_variance_BD)
         return Output(
             mean_BD,
             log_variance_BD,

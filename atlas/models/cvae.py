@@ -15,8 +15,6 @@ convolutions to find in hours. Both paths add up, in the encoder's hidden layer 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
@@ -30,13 +28,13 @@ from .layers import (
     Upsample,
     channels_last,
     double,
+    pool,
+    pyramid,
     receptive_field,
     reverse_gradient,
     year_logits,
 )
-from .model import Model
-
-LOG_VARIANCE_RANGE = (-8.0, 8.0)
+from .model import LOG_VARIANCE_RANGE, Model
 
 
 class Embedding(nn.Sequential):
@@ -88,7 +86,7 @@ class DirectEncoder(nn.Module):
         self, volume_B1XYZ: Tensor, m_BM: Tensor, kept_BM: Tensor, features_BH: Tensor
     ) -> Tensor:
         """Add what the convolutions found, (B, H), and return the hidden state."""
-        map_BN = _pool(volume_B1XYZ)[:, 0, self.near]
+        map_BN = pool(volume_B1XYZ)[:, 0, self.near]
         mean_B1 = map_BN.mean(1, keepdim=True)
         root_BN = (map_BN / (mean_B1 + 1e-6) + 1e-3).sqrt()
         mass_B1 = (mean_B1 + 1e-6).log()
@@ -163,10 +161,10 @@ class Encoder(nn.Module):
     def forward(self, volume_B1XYZ: Tensor, m_BM: Tensor, kept_BM: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and log variance of the posterior, (B, D) each."""
         e = self.embed(torch.cat([m_BM * kept_BM, kept_BM], dim=1))
-        seen = _pool(volume_B1XYZ) if self.config.halve else volume_B1XYZ
+        seen = pool(volume_B1XYZ) if self.config.halve else volume_B1XYZ
         x = channels_last(self.stem(seen), self.config.kernels)
         for block, norm, mix in zip(self.blocks, self.norms, self.mixes):
-            x = _pool(mix(norm(block(x, e), e)))
+            x = pool(mix(norm(block(x, e), e)))
         h = x.flatten(1)
         if self.direct is not None:
             h = self.direct(volume_B1XYZ, m_BM, kept_BM, self.join(h))
@@ -291,7 +289,7 @@ class CVAE(Model):
     ) -> None:
         super().__init__()
         here = space.load(resolution)
-        sizes = _pyramid(here.grid.shape, len(config.blocks) + 2 + config.halve)
+        sizes = pyramid(here.grid.shape, len(config.blocks) + 2 + config.halve)
         cells_V = torch.from_numpy(here.mask.ravel().nonzero()[0])
         near = _near(torch.from_numpy(here.mask.copy()))
         self.encoder = Encoder(config, fields_width, sizes, near)
@@ -327,11 +325,11 @@ class CVAE(Model):
             Lambda, the weight of the reversed gradient from the year head.
         """
         mean_BD, log_variance_BD = self.encode(batch.volume_B1XYZ, batch.metadata_BM, kept_BM)
-        z_BD = self._draw(mean_BD, log_variance_BD)
+        z_BD = self.draw(mean_BD, log_variance_BD)
         shown_BD = self._drop(z_BD)
         imputed = self.impute(shown_BD, batch.metadata_BM, kept_BM)
         # Detached: the imputer learns from hidden values alone, or it would become a second code.
-        drawn_BM = self._draw(*imputed).detach()
+        drawn_BM = self.draw(*imputed).detach()
         filled_BM = torch.where(kept_BM > 0, batch.metadata_BM, drawn_BM)
         return Output(
             mean_BD,
@@ -348,16 +346,6 @@ class CVAE(Model):
             return z_BD
         return z_BD * (torch.rand(len(z_BD), 1, device=z_BD.device) >= self.code_dropout)
 
-    def _draw(self, mean: Tensor, log_variance: Tensor) -> Tensor:
-        if not self.training:
-            return mean
-        return mean + torch.randn_like(mean) * torch.exp(0.5 * log_variance)
-
-
-def _pool(x_BCXYZ: Tensor) -> Tensor:
-    """Halve the grid, rounding up; a cell at the edge averages what there is of it."""
-    return nn.functional.avg_pool3d(x_BCXYZ, 2, ceil_mode=True, count_include_pad=False)
-
 
 def _rooted(m_BM: Tensor, kept_BM: Tensor) -> Tensor:
     """Metadata and mask, (B, 2M), as signed roots: weights of topics are many and small."""
@@ -368,11 +356,3 @@ def _near(mask: Tensor) -> Tensor:
     """Cells of twice the edge that interpolation to the mask, (X, Y, Z) bool, reads."""
     touched = nn.functional.max_pool3d(mask[None, None].float(), 2, ceil_mode=True)
     return nn.functional.max_pool3d(touched, 3, stride=1, padding=1)[0, 0] > 0
-
-
-def _pyramid(shape: Sequence[int], halvings: int) -> list[list[int]]:
-    """Grid sizes from the full one to the coarsest, each half the one before, rounded up."""
-    sizes = [list(shape)]
-    for _ in range(halvings):
-        sizes.append([-(-n // 2) for n in sizes[-1]])
-    return sizes

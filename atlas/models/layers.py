@@ -109,6 +109,19 @@ class Upsample(nn.Module):
         return self.conv(x_BCXYZ)[..., :x, :y, :z]
 
 
+def pool(x_BCXYZ: Tensor) -> Tensor:
+    """Halve the grid, rounding up; a cell at the edge averages what there is of it."""
+    return F.avg_pool3d(x_BCXYZ, 2, ceil_mode=True, count_include_pad=False)
+
+
+def pyramid(shape: Sequence[int], halvings: int) -> list[list[int]]:
+    """Grid sizes from the full one to the coarsest, each half the one before, rounded up."""
+    sizes = [list(shape)]
+    for _ in range(halvings):
+        sizes.append([-(-n // 2) for n in sizes[-1]])
+    return sizes
+
+
 def double(x_BCXYZ: Tensor, size: Sequence[int]) -> Tensor:
     """Double the grid by trilinear interpolation, then crop to `size`; beyond its edge it is 0.
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import ClassVar, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from atlas.contracts import Batch, Decoded, Output
+
+LOG_VARIANCE_RANGE = (-8.0, 8.0)  # of a posterior, an imputed value, a cell
 
 
 class Encoding(Protocol):
@@ -60,6 +63,12 @@ class Model(nn.Module):
     @abstractmethod
     def decode(self, z_BD: Tensor, m_BM: Tensor) -> Decoded:
         """Decode codes with complete metadata."""
+
+    def draw(self, mean: Tensor, log_variance: Tensor) -> Tensor:
+        """Draw from a normal law in training; its mean otherwise."""
+        if not self.training:
+            return mean
+        return mean + torch.randn_like(mean) * torch.exp(0.5 * log_variance)
 
     @abstractmethod
     def forward(self, batch: Batch, kept_BM: Tensor, reversal: float = 0.0) -> Output:

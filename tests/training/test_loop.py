@@ -6,6 +6,7 @@ import csv
 import itertools
 import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -147,11 +148,8 @@ def test_training_ends_when_its_minutes_are_over(small: Dataset, tmp_path: Path)
     assert rows(run)[: len(before)] == before
 
 
-def test_the_best_model_is_picked_at_any_validation(
-    small: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The second of four validations in the epoch is made the best."""
-    scores = iter([1.0, 3.0, 2.0, 0.5])
+def script(monkeypatch: pytest.MonkeyPatch, scores: Iterator[float]) -> None:
+    """Make each validation's bits the next of `scores`."""
 
     def log(self: AtlasModule, name: str, value: Any, **options: Any) -> None:
         original(self, name, torch.tensor(score[0]) if name == "val/bits" else value, **options)
@@ -162,6 +160,13 @@ def test_the_best_model_is_picked_at_any_validation(
     score, original = [0.0], AtlasModule.log
     monkeypatch.setattr(AtlasModule, "log", log)
     monkeypatch.setattr(AtlasModule, "on_validation_epoch_start", epoch_start)
+
+
+def test_the_best_model_is_picked_at_any_validation(
+    small: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second of four validations in the epoch is made the best."""
+    script(monkeypatch, iter([1.0, 3.0, 2.0, 0.5]))
     options = ["train.validate_every=0.25", "train.epochs=1", "train.batch=7"]  # 4 batches
     run = train(config.load("smoke", options), small, tmp_path / "run")
     found = rows(run)
@@ -176,16 +181,7 @@ def test_training_ends_without_improvement_and_stays_ended(
     small: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scores = iter([3.0, 2.0, 1.0, 2.5, 2.0])
-
-    def log(self: AtlasModule, name: str, value: Any, **options: Any) -> None:
-        original(self, name, torch.tensor(score[0]) if name == "val/bits" else value, **options)
-
-    def epoch_start(self: AtlasModule) -> None:
-        score[0] = next(scores)
-
-    score, original = [0.0], AtlasModule.log
-    monkeypatch.setattr(AtlasModule, "log", log)
-    monkeypatch.setattr(AtlasModule, "on_validation_epoch_start", epoch_start)
+    script(monkeypatch, scores)
     options = ["train.patience=3", "train.epochs=9", "train.batch=4"]
     settings = config.load("smoke", options)
     with monkeypatch.context() as patched:
