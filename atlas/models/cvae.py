@@ -242,13 +242,19 @@ class Decoder(nn.Module):
         x = self.spread(torch.cat([z_BD, e], dim=1)).unflatten(1, (self.start, *self.sizes[-1]))
         for block, norm, up in zip(self.blocks, self.norms, self.ups):
             x = up(norm(block(channels_last(x, self.kernels), e), e))
-        logits_BV, log_variance_BV = self._at_cells(x)
         if self.direct is not None:
-            logits_BV = logits_BV + self._at_cells(self.direct(z_BD, m_BM))[0]
+            x = self._add(x, self.direct(z_BD, m_BM))
+        logits_BV, log_variance_BV = self._at_cells(x)
         return Decoded(
             torch.log_softmax(logits_BV + self.base_V, dim=1),
             log_variance_BV.clamp(*LOG_VARIANCE_RANGE),
         )
+
+    def _add(self, x_B2XYZ: Tensor, logits_B1XYZ: Tensor) -> Tensor:
+        """Add logits of the half resolution to the first channel."""
+        if logits_B1XYZ.shape[2:] != x_B2XYZ.shape[2:]:
+            logits_B1XYZ = double(logits_B1XYZ, self.shape)
+        return x_B2XYZ + nn.functional.pad(logits_B1XYZ, (0, 0, 0, 0, 0, 0, 0, 1))
 
     def _at_cells(self, x_BCXYZ: Tensor) -> tuple[Tensor, ...]:
         """Each channel at the mask's cells, (B, V), interpolated where the grid is coarse."""
@@ -348,8 +354,12 @@ class CVAE(Model):
 
 
 def _rooted(m_BM: Tensor, kept_BM: Tensor) -> Tensor:
-    """Metadata and mask, (B, 2M), as signed roots: weights of topics are many and small."""
-    return torch.cat([m_BM.sign() * m_BM.abs().sqrt(), kept_BM], dim=1)
+    """Metadata and mask, (B, 2M), as signed roots: weights of topics are many and small.
+
+    Four times the root brings topics to the size of a code's directions; a layer that starts
+    small and decays would else hardly hear them.
+    """
+    return torch.cat([4 * m_BM.sign() * m_BM.abs().sqrt(), kept_BM], dim=1)
 
 
 def _near(mask: Tensor) -> Tensor:
