@@ -107,7 +107,15 @@ setup(
     **packages(),
     include_package_data=False,
     package_data={
-        "": ["py.typed", "*.pyi", "configs/*.yaml", "resources/*", "static/*", "static/**/*"],
+        "": [
+            "py.typed",
+            "*.pyi",
+            "configs/*.yaml",
+            "resources/*",
+            "resources/*/*",
+            "static/*",
+            "static/**/*",
+        ],
     },
     ext_modules=[Extension("atlas_kernels._kernels", sources=[], optional=not REQUIRE_EXTENSION)],
     cmdclass={"build_ext": BuildWithCMake},

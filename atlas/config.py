@@ -105,7 +105,7 @@ class YearConfig(Record):
 class ObjectiveConfig(Record):
     """Terms of the loss."""
 
-    reconstruction: Literal["peaks", "mse"] = "peaks"
+    reconstruction: Literal["peaks", "mse", "correlation"] = "peaks"
     temper: Fraction = 0.5  # power of a study's number of peaks by which its mean nats count
     hide: Fraction = 0.3  # chance that an observed field is hidden, so that imputing is learnt
     imputation: Annotated[float, Field(ge=0)] = 0.1

@@ -81,18 +81,16 @@ class Atlas:
 
         Parameters
         ----------
-        run : str or Path
-            A run folder, as `atlas train` writes it.
+        run : str or Path, optional
+            A run folder, as `atlas train` writes it; by default the released model, which ships
+            with the package.
 
         Raises
         ------
         AtlasError
-            The folder holds no model, or a damaged one; without `run` as long as no model is
-            released with the package.
+            The folder holds no model, or a damaged one.
         """
-        if run is None:
-            raise AtlasError("no model is released with this version yet: name a run folder")
-        return cls(*model_file.read(Path(run)))
+        return cls(*model_file.read(Path(run) if run is not None else model_file.released()))
 
     @property
     def latent(self) -> int:

@@ -7,6 +7,7 @@ range, how active each latent direction is, where the model comes from.
 from __future__ import annotations
 
 import json
+from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ from .models import build
 from .models.model import Model
 
 WEIGHTS, CARD = "model.safetensors", "model.json"
+RELEASED = "cvae_4mm"  # folder in atlas/resources: the model that ships with the package
 HEADER = "atlas"  # key in the weights' header of what they belong to
 
 
@@ -95,6 +97,14 @@ def write(run: Path, model: Model, card: Card, *, half: bool = False) -> None:
     with replacing(run / WEIGHTS) as work:
         work.write_bytes(save(arrays, said))
     write_text(run / CARD, card.model_dump_json(indent=1))
+
+
+def released() -> Path:
+    """Folder of the model that ships with the package; AtlasError where it has none."""
+    folder = Path(str(resources.files("atlas").joinpath("resources", RELEASED)))
+    if not (folder / CARD).is_file():
+        raise AtlasError("no model is released with this version yet: name a run folder")
+    return folder
 
 
 def read(run: Path) -> tuple[Model, Card]:

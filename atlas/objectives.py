@@ -19,7 +19,8 @@ class Losses(NamedTuple):
     Attributes
     ----------
     total : what is minimised
-    reconstruction : nats a study ("peaks") or mean squared error ("mse")
+    reconstruction : nats a study ("peaks"), mean squared error ("mse") or hundredths of
+        correlation that are missing ("correlation")
     kl : rate of the code in nats, unweighted
     uncertainty : mean Gaussian negative log-likelihood of a voxel of the smoothed map
     imputation : mean Gaussian negative log-likelihood of a hidden metadata element
@@ -58,6 +59,8 @@ def losses(
     target_BV = relative_map(batch.target_B1XYZ, mask)
     if config.reconstruction == "peaks":
         reconstruction = peak_nll(output.decoded, batch.counts_BV, config.temper).mean()
+    elif config.reconstruction == "correlation":
+        reconstruction = 100 * (1 - correlation(relative_density(output.decoded), target_BV)).mean()
     else:
         reconstruction = F.mse_loss(relative_density(output.decoded), target_BV)
     kl = kl_nats(output.mean_BD, output.log_variance_BD).sum(1).mean()
@@ -97,6 +100,16 @@ def peak_nll(decoded: Decoded, counts_BV: Tensor, temper: float = 0.5) -> Tensor
     peaks_B = counts_BV.sum(1).clamp_min(1)
     nats_B = -(counts_BV * decoded.log_density_BV).sum(1)
     return nats_B / peaks_B * (5 * (peaks_B / 25) ** temper)
+
+
+def correlation(maps_BV: Tensor, target_BV: Tensor) -> Tensor:
+    """Correlation of each map with its target over the mask, (B,); 0 for a constant one.
+
+    Blind to scale, as comparisons of maps whose maximum is set to 1 are.
+    """
+    a_BV = maps_BV - maps_BV.mean(1, keepdim=True)
+    b_BV = target_BV - target_BV.mean(1, keepdim=True)
+    return F.cosine_similarity(a_BV, b_BV, dim=1)
 
 
 def kl_nats(mean_BD: Tensor, log_variance_BD: Tensor) -> Tensor:

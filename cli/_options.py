@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from atlas.metadata import Value
 
 run_argument = click.argument("run", type=click.Path(path_type=Path))
+run_or_released = click.argument("run", required=False, type=click.Path(path_type=Path))
 dataset_argument = click.argument("dataset", type=click.Path(path_type=Path))
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 data_option = click.option(

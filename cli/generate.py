@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
-from ._options import parse_settings, run_argument, set_option
+from ._options import parse_settings, run_or_released, set_option
 
 
 @click.command()
-@run_argument
+@run_or_released
 @set_option
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="map.nii.gz to write.")
 @click.option(
@@ -18,8 +18,11 @@ from ._options import parse_settings, run_argument, set_option
     type=click.IntRange(0),
     help="Draw the code from the prior; default: the prior's centre.",
 )
-def generate(run: Path, settings: tuple[str, ...], out: Path, seed: int | None) -> None:
-    """Decode a map, its uncertainty and a JSON sidecar for given metadata."""
+def generate(run: Path | None, settings: tuple[str, ...], out: Path, seed: int | None) -> None:
+    """Decode a map, its uncertainty and a JSON sidecar for given metadata.
+
+    Without RUN, the released model.
+    """
     import numpy as np
 
     from atlas import maps_file

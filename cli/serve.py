@@ -28,9 +28,10 @@ LOOPBACK = {"127.0.0.1": socket.AF_INET, "localhost": socket.AF_INET, "::1": soc
     help="Address to listen on; only this machine's own.",
 )
 def serve(run: Path | None, port: int, host: str) -> None:
-    """Show the model of RUN in the browser, with a slider for every direction and field."""
-    if run is None:
-        raise OptionError("no released model exists yet: give a run folder, atlas serve RUN")
+    """Show the model of RUN in the browser, with a slider for every direction and field.
+
+    Without RUN, the released model.
+    """
     if host not in LOOPBACK:
         raise OptionError(f"--host {host}: only this machine is served, use 127.0.0.1")
     require("fastapi", "web")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -28,6 +29,15 @@ def test_a_study_counts_by_a_power_of_its_peaks(temper: float, weights: tuple[fl
     counts = torch.tensor([[4.0, 0, 0, 0, 0, 0], [0, 25, 25, 25, 25, 0]])
     nats = objectives.peak_nll(decoded(torch.zeros(2, V)), counts, temper)
     assert nats.tolist() == pytest.approx([w * math.log(V) for w in weights])
+
+
+def test_correlation_is_numpys_and_forgets_scale() -> None:
+    maps, target = torch.rand(3, 50), torch.rand(3, 50)
+    expected = [np.corrcoef(m, t)[0, 1] for m, t in zip(maps.numpy(), target.numpy())]
+    torch.testing.assert_close(
+        objectives.correlation(7 * maps, target), torch.tensor(expected, dtype=torch.float32)
+    )
+    assert objectives.correlation(torch.ones(1, 50), target[:1]).item() == 0
 
 
 def test_kl_is_zero_at_the_prior_and_torchs_elsewhere() -> None:
@@ -72,7 +82,7 @@ def test_only_hidden_observed_metadata_are_scored() -> None:
     torch.testing.assert_close(objectives.hidden_nll(output, batch), expected)
 
 
-@pytest.mark.parametrize("reconstruction", ["peaks", "mse"])
+@pytest.mark.parametrize("reconstruction", ["peaks", "mse", "correlation"])
 def test_the_total_is_the_weighted_sum(reconstruction: str) -> None:
     from atlas.config import ObjectiveConfig
 
