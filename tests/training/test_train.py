@@ -91,12 +91,12 @@ def test_a_run_stopped_by_ctrl_c_resumes_to_the_same_weights(
         [sys.executable, "-m", "atlas.cli", *arguments],
         stderr=subprocess.PIPE, text=True, env=os.environ, preexec_fn=heed_ctrl_c,
     )  # fmt: skip
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while not (run / "checkpoints" / "last.ckpt").exists():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=180)
     assert process.returncode == 1 and "Traceback" not in errors
     kept = re.search(
         r"interrupted; epoch (\d) is kept, go on after it with atlas train --resume", errors
