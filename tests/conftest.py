@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line; before torch is loaded
+# Before torch is loaded: wait as the command line does, and beside another worker on one thread.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +18,7 @@ import torch
 from atlas import config
 from atlas.data.dataset import Dataset
 from atlas.data.prepare import Settings, prepare
+from tests.support import TINY
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -44,7 +48,7 @@ def tiny_run(bundled: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path
     """Train the smoke configuration once; its run folder."""
     from atlas.training.run import train
 
-    return train(config.load("smoke"), bundled, tmp_path_factory.mktemp("runs") / "tiny")
+    return train(config.load("smoke", TINY), bundled, tmp_path_factory.mktemp("runs") / "tiny")
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import warnings
@@ -14,6 +15,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+# Over the smoke configuration: as the shipped models, on cells of twice the edge, an eighth of the
+# work; the loop around it is the same.
+TINY = ["model.halve=true"]
 
 
 def skip(reason: str) -> None:
@@ -45,6 +49,11 @@ def require_splits() -> Path:
     if not path:
         pytest.skip("ATLAS_SPLITS is not set: the benchmark's split is not here")
     return Path(path)
+
+
+def heed_ctrl_c() -> None:
+    """For `preexec_fn`: undo that a shell's background jobs, and so their children, ignore it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def spawn_atlas(

@@ -117,6 +117,7 @@ def test_the_command_line(tmp_path: Path) -> None:
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.slow
 def test_neurosynth_gives_the_published_counts(neurosynth: Dataset) -> None:
     rows = steps(neurosynth)
     assert rows["as printed"] == (14371, 507891, 0)
@@ -135,6 +136,7 @@ def test_neurosynth_gives_the_published_counts(neurosynth: Dataset) -> None:
     assert sizes == {"train": 10057, "val": 2155, "test": 2155}
 
 
+@pytest.mark.slow
 def test_twins_share_a_side(neurosynth: Dataset) -> None:
     side = {i: name for name, ids in neurosynth.splits.items() for i in ids}
     pairs = json.loads((neurosynth.path / "twins.json").read_text())

@@ -232,6 +232,7 @@ def test_what_is_no_density_is_refused(bundled: Dataset) -> None:
 # ---------------------------------------------------------------------- the published figures
 
 
+@pytest.mark.slow
 def test_neurosynths_counts_halves_and_mean_map(tmp_path: Path) -> None:
     pd = pytest.importorskip("pandas")
     folder, splits = require_neurosynth(), require_splits()

@@ -18,9 +18,14 @@ from atlas.data.dataset import Dataset
 from atlas.errors import AtlasError
 from atlas.training.module import AtlasModule
 from atlas.training.run import train
+from tests.support import TINY
 
 pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory:UserWarning")
 Rows = list[dict[str, str]]
+
+
+def load(options: list[str]) -> config.Config:
+    return config.load("smoke", [*TINY, *options])
 
 
 def rows(run: Path) -> Rows:
@@ -64,7 +69,7 @@ def test_validation_and_the_kept_model_use_the_averaged_weights(
     monkeypatch.setattr(AtlasModule, "on_train_batch_start", batch_start)
     monkeypatch.setattr(AtlasModule, "validation_step", validation_step)
     decay = 0.5
-    settings = config.load("smoke", [f"train.ema={decay}", "train.epochs=1", "train.batch=4"])
+    settings = load([f"train.ema={decay}", "train.epochs=1", "train.batch=4"])
     run = train(settings, small, tmp_path / "run")
 
     saved = checkpoint(run)
@@ -85,7 +90,7 @@ def test_a_run_with_every_option_resumes_to_the_same_weights(
 ) -> None:
     options = ["train.ema=0.9", "train.accumulate=3", "train.validate_every=0.5",
                "train.patience=9", "train.epochs=3", "train.batch=2"]  # fmt: skip
-    settings = config.load("smoke", options)
+    settings = load(options)
     whole = train(settings, small, tmp_path / "whole")
     with monkeypatch.context() as patched:
         stop_in_epoch(patched, 2)
@@ -114,7 +119,7 @@ def test_accumulated_batches_are_one_step(
 
     start = AtlasModule.on_train_batch_start
     monkeypatch.setattr(AtlasModule, "on_train_batch_start", batch_start)
-    settings = config.load("smoke", ["train.accumulate=3", "train.epochs=1", "train.batch=2"])
+    settings = load(["train.accumulate=3", "train.epochs=1", "train.batch=2"])
     run = train(settings, small, tmp_path / "run")
     assert [row["step"] for row in rows(run)] == ["5"]
     assert len(set(drawn)) == 14
@@ -130,17 +135,17 @@ def test_training_ends_when_its_minutes_are_over(small: Dataset, tmp_path: Path)
     """Within an epoch, after a validation; a resumed run has what time is left, here none."""
     options = ["train.minutes=0.05", "train.epochs=1000", "train.batch=4"]
     started = time.monotonic()
-    run = train(config.load("smoke", options), small, tmp_path / "run")
+    run = train(load(options), small, tmp_path / "run")
     assert time.monotonic() - started < 30
     before = rows(run)
     assert 0 < int(before[-1]["step"]) < 7 * 1000 and before[-1]["val/bits"]
     assert float(before[-1]["lambda"]) == 1  # the ramps follow the time
     rate = checkpoint(run)["optimizer_states"][0]["param_groups"][0]["lr"]
     assert rate < 0.1 * 2e-3  # so does the learning rate
-    train(config.load("smoke", options), small, run, resume=True)
+    train(load(options), small, run, resume=True)
     assert rows(run) == before
 
-    longer = config.load("smoke", ["train.minutes=0.08", *options[1:]])
+    longer = load(["train.minutes=0.08", *options[1:]])
     with pytest.raises(AtlasError, match=r"train.minutes was 0.05, is 0.08"):
         train(longer, small, run, resume=True)
     train(longer, small, run, resume=True, force=True)
@@ -168,7 +173,7 @@ def test_the_best_model_is_picked_at_any_validation(
     """The second of four validations in the epoch is made the best."""
     script(monkeypatch, iter([1.0, 3.0, 2.0, 0.5]))
     options = ["train.validate_every=0.25", "train.epochs=1", "train.batch=7"]  # 4 batches
-    run = train(config.load("smoke", options), small, tmp_path / "run")
+    run = train(load(options), small, tmp_path / "run")
     found = rows(run)
     assert [row["step"] for row in found] == ["1", "2", "3", "4"]
     assert [float(row["val/bits"]) for row in found] == [1, 3, 2, 0.5]
@@ -183,7 +188,7 @@ def test_training_ends_without_improvement_and_stays_ended(
     scores = iter([3.0, 2.0, 1.0, 2.5, 2.0])
     script(monkeypatch, scores)
     options = ["train.patience=3", "train.epochs=9", "train.batch=4"]
-    settings = config.load("smoke", options)
+    settings = load(options)
     with monkeypatch.context() as patched:
         stop_in_epoch(patched, 2)
         with pytest.raises(AtlasError, match="stopped"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -23,9 +24,11 @@ from atlas.data.dataset import Dataset
 from atlas.errors import AtlasError
 from atlas.training import module as module_file
 from atlas.training.run import train
-from tests.support import one_line_error, run_atlas, spawn_atlas
+from tests.support import TINY, heed_ctrl_c, one_line_error, run_atlas, spawn_atlas
 
-SMOKE = config.load("smoke")
+SMOKE = config.load("smoke", TINY)
+OPTIONS = [*TINY, "train.batch=4"]
+SMALL = config.load("smoke", OPTIONS)
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -65,43 +68,54 @@ def test_the_card_says_what_was_observed(tiny_run: Path, bundled: Dataset) -> No
     assert card.display[0] < card.display[1]
 
 
+@pytest.fixture(scope="module")
+def small_run(small: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(SMALL, small, tmp_path_factory.mktemp("runs") / "small")
+
+
 def test_the_same_seed_gives_the_same_weights(
-    tiny_run: Path, bundled: Dataset, tmp_path: Path
+    small_run: Path, small: Dataset, tmp_path: Path
 ) -> None:
-    assert_same_weights(train(SMOKE, bundled, tmp_path / "again"), tiny_run)
+    assert_same_weights(train(SMALL, small, tmp_path / "again"), small_run)
 
 
 @pytest.mark.slow
 def test_a_run_stopped_by_ctrl_c_resumes_to_the_same_weights(
-    tiny_run: Path, bundled: Dataset, tmp_path: Path
+    small: Dataset, tmp_path: Path
 ) -> None:
     """A real SIGINT to a real process in its second epoch, then --resume, bit for bit."""
     run = tmp_path / "stopped"
-    command = [sys.executable, "-m", "atlas.cli", "train", "smoke", "--data", str(bundled.path)]
+    options = [*OPTIONS, "train.epochs=9"]  # so that the signal comes long before the end
+    arguments = ["train", "smoke", *options, "--data", str(small.path), "--out", str(run)]
     process = subprocess.Popen(
-        [*command, "--out", str(run)], stderr=subprocess.PIPE, text=True, env=os.environ
-    )
-    deadline = time.monotonic() + 120
+        [sys.executable, "-m", "atlas.cli", *arguments],
+        stderr=subprocess.PIPE, text=True, env=os.environ, preexec_fn=heed_ctrl_c,
+    )  # fmt: skip
+    deadline = time.monotonic() + 240
     while not (run / "checkpoints" / "last.ckpt").exists():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=180)
     assert process.returncode == 1 and "Traceback" not in errors
-    assert "interrupted; epoch 1 is kept, go on after it with atlas train --resume" in errors
+    kept = re.search(
+        r"interrupted; epoch (\d) is kept, go on after it with atlas train --resume", errors
+    )
+    assert kept and 1 <= int(kept[1]) < 9, errors
     assert not (run / model_file.WEIGHTS).exists()
 
-    done = spawn_atlas("train", "smoke", "--data", bundled.path, "--out", run, "--resume")
+    done = spawn_atlas(*arguments, "--resume")
     assert done.returncode == 0, done.stderr
-    assert_same_weights(run, tiny_run)
-    assert (run / "metrics.csv").read_text() == (tiny_run / "metrics.csv").read_text()
+    whole = train(config.load("smoke", options), small, tmp_path / "whole")
+    assert_same_weights(run, whole)
+    assert (run / "metrics.csv").read_text() == (whole / "metrics.csv").read_text()
 
 
 def test_resume_refuses_a_changed_configuration(
     tiny_run: Path, bundled: Dataset, tmp_path: Path
 ) -> None:
     run = Path(shutil.copytree(tiny_run, tmp_path / "copy"))
-    changed = config.load("smoke", ["train.lr=5e-3", "model.latent=9"])
+    changed = config.load("smoke", [*TINY, "train.lr=5e-3", "model.latent=9"])
     with pytest.raises(AtlasError, match=r"model.latent was 8, is 9; train.lr was 0.002, is 0.005"):
         train(changed, bundled, run, resume=True)
     with pytest.raises(AtlasError, match="holds a run already"):
@@ -112,7 +126,7 @@ def test_resume_refuses_a_changed_configuration(
 
 
 def test_a_loss_that_is_not_finite_names_the_studies(
-    bundled: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*args: object) -> object:
         real = original(*args)
@@ -121,16 +135,16 @@ def test_a_loss_that_is_not_finite_names_the_studies(
     original = module_file.objectives.losses
     monkeypatch.setattr(module_file.objectives, "losses", broken)
     with pytest.raises(AtlasError, match=r"the loss is nan at step 0 \(studies \w+, "):
-        train(SMOKE, bundled, tmp_path / "nan")
+        train(SMOKE, small, tmp_path / "nan")
     assert not (tmp_path / "nan" / model_file.WEIGHTS).exists()
 
 
-def test_training_reads_the_cache(bundled: Dataset, tmp_path: Path) -> None:
+def test_training_reads_the_cache(small: Dataset, tmp_path: Path) -> None:
     from atlas.data import cache, dataset
 
-    path = Path(shutil.copytree(bundled.path, tmp_path / "data"))
+    path = Path(shutil.copytree(small.path, tmp_path / "data"))
     prepared = dataset.read(path)
-    settings = ["data.cache=always", "train.epochs=1"]
+    settings = [*OPTIONS, "data.cache=always", "train.epochs=1"]
     with pytest.raises(AtlasError, match="no cache there; rebuild it with atlas data cache"):
         train(config.load("smoke", settings), prepared, tmp_path / "early")
     cache.build(prepared, 4, SMOKE.data.fwhm)
@@ -139,9 +153,9 @@ def test_training_reads_the_cache(bundled: Dataset, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("schedule", ["ratio", "constant", "linear", "cyclical"])
-def test_every_kl_schedule_trains(bundled: Dataset, tmp_path: Path, schedule: str) -> None:
+def test_every_kl_schedule_trains(small: Dataset, tmp_path: Path, schedule: str) -> None:
     settings = [f"kl.schedule={schedule}", "train.epochs=1", "objective.reconstruction=mse"]
-    run = train(config.load("smoke", settings), bundled, tmp_path / "run")
+    run = train(config.load("smoke", [*OPTIONS, *settings]), small, tmp_path / "run")
     with (run / "metrics.csv").open(newline="") as file:
         [row] = csv.DictReader(file)
     assert 0 <= float(row["beta"]) <= SMOKE.kl.beta

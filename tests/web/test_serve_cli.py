@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from atlas.cli.serve import serve
 from atlas.errors import AtlasError, OptionError
 from atlas.web import app
-from tests.support import one_line_error, run_atlas
+from tests.support import heed_ctrl_c, one_line_error, run_atlas
 
 
 def failure(*arguments):
@@ -99,6 +99,7 @@ def test_it_serves_and_stops(served_run):
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ,
+        preexec_fn=heed_ctrl_c,
     )
     try:
         line = process.stdout.readline()
