@@ -164,7 +164,11 @@ def score(
     everything = dict.fromkeys(chain.from_iterable(chosen.values()))
     stack = tuple(name for name in everything if name != "uniform")
     chosen["stack"] = best(on_val, [stack], floor)
-    chosen |= {p.name: best(on_val, [(p.name,)], 0.0) for p in predictors}
+    own = tuple(part.name for part in parts if isinstance(part, peers.OwnKernels))
+    mine: Rows = {p.name: [(p.name,)] for p in predictors}
+    if own:  # what no code keeps: where exactly the given peaks lie
+        mine |= {f"{p.name} + own kernel density": [(p.name, *own)] for p in predictors}
+    chosen |= {name: best(on_val, recipes, 0.0) for name, recipes in mine.items()}
     values = _measure(bench, task, by_name, chosen, split)
     scores = {
         name: {
@@ -173,7 +177,7 @@ def score(
         }
         for name in chosen
     }
-    ours = {p.name: scores.pop(p.name) for p in predictors}
+    ours = {name: scores.pop(name) for name in mine}
     for name, row in ours.items():
         gains = {peer: values[name]["bits"] - values[peer]["bits"] for peer in scores}
         row["gain"] = {peer: metrics.interval(gain, 4) for peer, gain in gains.items()}
