@@ -4,12 +4,24 @@ from __future__ import annotations
 
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, Timer, WeightAveraging
 from torch import Tensor
+
+from atlas.config import ObjectiveConfig
+
+
+def judge(objective: ObjectiveConfig) -> tuple[str, Literal["min", "max"]]:
+    """Return the validation figure by which the best weights are known, and its good end.
+
+    Held-out bits where peaks are what is learnt; a model of maps loses bits as its maps improve.
+    """
+    if objective.reconstruction == "peaks":
+        return "val/bits", "max"
+    return "val/reconstruction", "min"
 
 
 class Averaging(WeightAveraging):
@@ -50,10 +62,11 @@ class Checkpoint(ModelCheckpoint):
 
 
 class Patience(EarlyStopping):
-    """Ends training after so many validations without more held-out bits."""
+    """Ends training after so many validations without a better one, see `judge`."""
 
-    def __init__(self, patience: int) -> None:
-        super().__init__("val/bits", patience=patience, mode="max", check_on_train_epoch_end=False)
+    def __init__(self, patience: int, objective: ObjectiveConfig) -> None:
+        monitor, mode = judge(objective)
+        super().__init__(monitor, patience=patience, mode=mode, check_on_train_epoch_end=False)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the state of an interrupted run; the configured patience wins over its own."""

@@ -14,7 +14,7 @@ from atlas.errors import AtlasError, require
 
 from . import folder
 from .callbacks import ActiveUnits, KLController, LambdaRamp, MetricsFile, Progress
-from .keeping import Averaging, Checkpoint, Clock, Patience
+from .keeping import Averaging, Checkpoint, Clock, Patience, judge
 
 
 def make_trainer(config: Config, run: Path) -> pl.Trainer:
@@ -63,7 +63,7 @@ def _check_strategy(train: TrainConfig) -> None:
 
 def _callbacks(config: Config, run: Path) -> list[pl.Callback]:
     """In this order: what a callback logs or decides, the next ones write or keep."""
-    train = config.train
+    train, (monitor, mode) = config.train, judge(config.objective)
     place: dict[str, Any] = {"dirpath": run / folder.CHECKPOINTS, "enable_version_counter": False}
     return [
         *([Clock(train.minutes)] if train.minutes else []),
@@ -73,11 +73,11 @@ def _callbacks(config: Config, run: Path) -> list[pl.Callback]:
         ActiveUnits(),
         MetricsFile(run / "metrics.csv"),
         Progress(),
-        *([Patience(train.patience)] if train.patience else []),
+        *([Patience(train.patience, config.objective)] if train.patience else []),
         Checkpoint(
             filename="best",
-            monitor="val/bits",
-            mode="max",
+            monitor=monitor,
+            mode=mode,
             save_on_train_epoch_end=False,  # at every validation
             **place,
         ),

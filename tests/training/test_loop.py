@@ -153,11 +153,13 @@ def test_training_ends_when_its_minutes_are_over(small: Dataset, tmp_path: Path)
     assert rows(run)[: len(before)] == before
 
 
-def script(monkeypatch: pytest.MonkeyPatch, scores: Iterator[float]) -> None:
-    """Make each validation's bits the next of `scores`."""
+def script(
+    monkeypatch: pytest.MonkeyPatch, scores: Iterator[float], scored: str = "val/bits"
+) -> None:
+    """Make each validation's bits, or another figure, the next of `scores`."""
 
     def log(self: AtlasModule, name: str, value: Any, **options: Any) -> None:
-        original(self, name, torch.tensor(score[0]) if name == "val/bits" else value, **options)
+        original(self, name, torch.tensor(score[0]) if name == scored else value, **options)
 
     def epoch_start(self: AtlasModule) -> None:
         score[0] = next(scores)
@@ -180,6 +182,16 @@ def test_the_best_model_is_picked_at_any_validation(
     assert [bool(row["train/total"]) for row in found] == [False, False, False, True]
     assert checkpoint(run, "best")["global_step"] == 2
     assert checkpoint(run)["global_step"] == 4
+
+
+def test_a_model_of_maps_is_picked_by_its_maps(
+    small: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script(monkeypatch, iter([3.0, 1.0, 2.0, 2.5]), "val/reconstruction")
+    options = ["train.validate_every=0.25", "train.epochs=1", "train.batch=7"]
+    run = train(load([*options, "objective.reconstruction=correlation"]), small, tmp_path / "run")
+    assert [float(row["val/reconstruction"]) for row in rows(run)] == [3, 1, 2, 2.5]
+    assert checkpoint(run, "best")["global_step"] == 2
 
 
 def test_training_ends_without_improvement_and_stays_ended(
