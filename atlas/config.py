@@ -71,7 +71,7 @@ class ModelConfig(Record):
     halve: bool = False  # convolve cells of twice the edge; logits are interpolated
     direct: Annotated[int, Field(ge=0)] = 0  # width of the path around the convolutions; 0: none
     rank: Count = 256  # maps that the direct path mixes
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of embedding, code and direct path
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # in the direct path
     code_dropout: Fraction = 0.0  # share of samples decoded from 0, so that 0 means "unknown"
     base_map: bool = True  # decoder starts from the training set's mean log density
     kernels: Literal["auto", "reference"] = "auto"  # fused layers, or the same in plain PyTorch

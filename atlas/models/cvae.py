@@ -138,7 +138,6 @@ class Encoder(nn.Module):
         self.config = config
         e, growth = config.embedding, config.growth
         self.embed = Embedding(fields_width, e)
-        self.dropout = nn.Dropout(config.dropout)
         self.stem = nn.Conv3d(1, config.width, 3, stride=2, padding=1, bias=False)
         self.blocks, self.norms, self.mixes = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         channels = config.width
@@ -161,14 +160,14 @@ class Encoder(nn.Module):
 
     def forward(self, volume_B1XYZ: Tensor, m_BM: Tensor, kept_BM: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and log variance of the posterior, (B, D) each."""
-        e = self.dropout(self.embed(torch.cat([m_BM * kept_BM, kept_BM], dim=1)))
+        e = self.embed(torch.cat([m_BM * kept_BM, kept_BM], dim=1))
         seen = pool(volume_B1XYZ) if self.config.halve else volume_B1XYZ
         x = channels_last(self.stem(seen), self.config.kernels)
         for block, norm, mix in zip(self.blocks, self.norms, self.mixes):
             x = pool(mix(norm(block(x, e), e)))
         h = x.flatten(1)
         if self.direct is not None:
-            h = self.direct(volume_B1XYZ, m_BM, kept_BM, self.join(self.dropout(h)))
+            h = self.direct(volume_B1XYZ, m_BM, kept_BM, self.join(h))
         mean_BD, log_variance_BD = self.head(h).float().chunk(2, dim=1)
         return mean_BD, log_variance_BD.clamp(*LOG_VARIANCE_RANGE)
 
@@ -220,7 +219,6 @@ class Decoder(nn.Module):
         self.shape, self.halve, self.kernels = sizes[0], config.halve, config.kernels
         self.sizes = sizes = sizes[config.halve :]
         self.embed = Embedding(fields_width, e)
-        self.dropout = nn.Dropout(config.dropout)
         self.start = config.width * 2 ** len(config.blocks)
         x, y, z = sizes[-1]
         self.spread = nn.Linear(config.latent + e, self.start * x * y * z)
@@ -240,9 +238,8 @@ class Decoder(nn.Module):
 
     def forward(self, z_BD: Tensor, m_BM: Tensor) -> Decoded:
         """Decode codes (B, D) with complete metadata (B, M)."""
-        e = self.dropout(self.embed(torch.cat([m_BM, torch.ones_like(m_BM)], dim=1)))
-        x = self.dropout(self.spread(torch.cat([z_BD, e], dim=1)))
-        x = x.unflatten(1, (self.start, *self.sizes[-1]))
+        e = self.embed(torch.cat([m_BM, torch.ones_like(m_BM)], dim=1))
+        x = self.spread(torch.cat([z_BD, e], dim=1)).unflatten(1, (self.start, *self.sizes[-1]))
         for block, norm, up in zip(self.blocks, self.norms, self.ups):
             x = up(norm(block(channels_last(x, self.kernels), e), e))
         if self.direct is not None:
