@@ -25,12 +25,6 @@ def failure(*arguments):
     return result.exception
 
 
-def test_without_a_run():
-    error = failure()
-    assert isinstance(error, OptionError)  # exit code 2
-    assert "no released model exists yet" in str(error)
-
-
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.2", "example.org", "::"])
 def test_only_this_machine(served_run, host):
     error = failure(served_run, "--host", host)
@@ -73,7 +67,6 @@ def test_extra_not_installed(served_run, monkeypatch, module):
 @pytest.mark.parametrize(
     ("arguments", "code", "line"),
     [
-        ([], 2, "no released model exists yet"),
         (["no-such-run", "--host", "0.0.0.0"], 2, "only this machine"),
         (["no-such-run", "--port", "0"], 1, "no-such-run"),
     ],
