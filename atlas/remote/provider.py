@@ -44,6 +44,7 @@ class PodSpec:
     disk: int  # GB
     public_key: str
     env: Mapping[str, str] = field(default_factory=dict)  # nothing secret
+    args: str = ""  # for the image's entry point; no quotes, backslashes or line ends
     region: str | None = None
     volume: str | None = None
 
@@ -117,8 +118,8 @@ class Provider(Protocol):
         """Authenticate: AtlasError says what is wrong with the key and where it was read."""
         ...
 
-    def offers(self) -> list[Offer]:
-        """GPUs with price and stock, cheapest first."""
+    def offers(self, gpus: int = 1) -> list[Offer]:
+        """GPUs with their price and the stock of machines with so many of them, cheapest first."""
         ...
 
     def create(self, spec: PodSpec) -> Pod:
