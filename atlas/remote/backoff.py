@@ -46,5 +46,5 @@ class Backoff:
         return action()
 
 
-# A pod that is not confirmed gone costs money: half an hour of trying before a person is asked.
-STUBBORN = Backoff(attempts=40, most=60.0, longest_wait=600.0)
+# A pod that is not confirmed gone costs money: ten minutes of trying before a person is asked.
+STUBBORN = Backoff(attempts=16, most=60.0, longest_wait=600.0)

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from atlas.errors import AtlasError
 
+from .provider import Pod
+
 
 class ProviderDown(AtlasError):
     """The provider did not answer as it should; trying again later may help.
@@ -31,11 +33,15 @@ class NoBalance(AtlasError):
 
 
 class OutOfStock(AtlasError):
-    """This GPU cannot be had now; another one, or another region, may."""
+    """The GPU cannot be had now; another one, or another region, may."""
 
 
 class PriceRose(OutOfStock):
-    """The pod that came costs more than its offer said; it is terminated already."""
+    """The pod that came costs more than its offer said; `pod`, terminated already."""
+
+    def __init__(self, message: str, *, pod: Pod):
+        super().__init__(message)
+        self.pod = pod
 
 
 class ShellLost(AtlasError):

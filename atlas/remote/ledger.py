@@ -189,7 +189,8 @@ def reconcile(ledger: Ledger, provider: Provider, clock: Clock) -> Reconciled:
     entries = {e.name: e for e in ledger.entries() if e.provider == provider.name}
     pods = provider.pods()  # after the entries: a pod made in between is unknown to nobody
     entries |= {e.name: e for e in ledger.entries() if e.provider == provider.name}
-    running, unknown = [], []
+    running: list[tuple[Entry, Pod]] = []
+    unknown: list[Pod] = []
     for pod in pods:
         entry = entries.get(pod.name)
         if entry is None or not entry.open or entry.pod not in (None, pod.id):
@@ -200,7 +201,8 @@ def reconcile(ledger: Ledger, provider: Provider, clock: Clock) -> Reconciled:
             entry = replace(entry, pod=pod.id, created=pod.created or clock.now(), price=pod.price)
         running.append((entry, pod))
     seen = {entry.name for entry, _ in running}
-    ended, waiting = [], []
+    ended: list[Entry] = []
+    waiting: list[Entry] = []
     for entry in entries.values():
         if entry.open and entry.name not in seen:
             closed = _close(ledger, entry, provider, clock)
