@@ -5,28 +5,22 @@ Made before any money is spent; whatever is wrong is one clear line here and not
 
 from __future__ import annotations
 
-import json
-import math
-import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from importlib import resources
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from atlas import config as configuration
 from atlas.config import Config
+from atlas.data import dataset as datasets
 from atlas.errors import AtlasError, OptionError
 
-from . import shell
-from .errors import NoBalance, OutOfStock
+from . import estimate, preflight, shell
+from .errors import NoBalance
+from .preflight import money
 from .provider import Offer, Provider
 
 DISK_GB = 40  # of a pod's own disk
-SYSTEM_GB = 15  # of it, for the environment, code, checkpoints and W&B
-SETUP_S = 600.0  # taken to become ready, to install and to send the data; not measured on a pod
-VALIDATION = 1.2  # a step's share of validations, checkpoints and evaluation, taken as a fifth
-PROBE_STEPS = 50
+PROBE_STEPS = 50  # timed at the start of a run that no table knows
 
 
 @dataclass(frozen=True)
@@ -88,42 +82,80 @@ class Plan:
     disk: int  # GB
 
 
-def steps_of(config: Config, studies: int, gpus: int = 1) -> int:
-    """Count the optimiser's passes that each process makes, as the sampler deals them."""
-    batches = math.ceil(studies / (config.train.batch * gpus))
-    return batches * config.train.epochs
+def make(request: Request, provider: Provider) -> Plan:
+    """Ask the provider and look around here; every refusal is raised before anything is created.
+
+    Raises
+    ------
+    AtlasError
+        One clear line: no or a wrong key, no balance, unknown GPU, none in stock, an estimate above
+        the ceiling, a folder that cannot be written to or resumed, sources that would not go, a
+        dataset larger than the disk, no ssh or rsync here.
+    """
+    if provider.bills and request.max_cost is None:
+        raise OptionError(f"--max-cost: --remote {provider.name} needs one, e.g. --max-cost 5")
+    if provider.name != "local":
+        shell.require_tools()
+    config = preflight.resolve(request)
+    preflight.check_out(request, config)
+    data = datasets.read(request.data)
+    commit, changed, untracked = preflight.tree()
+    size = sum(p.stat().st_size for p in request.data.rglob("*") if p.is_file())
+    preflight.check_disk(request, provider.bills, size, DISK_GB)
+    account = provider.account()
+    offers = preflight.pick(request, provider.offers(request.gpus))
+    steps = estimate.steps_of(config, len(data.rows("train")), request.gpus)
+    choices = tuple(_choice(request, config, steps, offer) for offer in offers)
+    _check_money(request, choices, account.balance)
+    return Plan(
+        request=request,
+        choices=choices,
+        steps=steps,
+        ceiling=request.max_cost,
+        balance=account.balance,
+        commit=commit,
+        changed=changed,
+        left_here=untracked,
+        data_bytes=size,
+        disk=DISK_GB,
+    )
 
 
-def table() -> list[dict[str, Any]]:
-    """Return the rows of bench/results/gpu_steps.json, which the package carries."""
-    text = resources.files("atlas").joinpath("resources", "gpu_steps.json").read_text()
-    return list(json.loads(text)["rows"])
+def _choice(request: Request, config: Config, steps: int, offer: Offer) -> Choice:
+    price = offer.price * request.gpus
+    known = estimate.step_time(config, offer.gpu)
+    step_s, source = known or (None, "probe" if price else "unknown")
+    hours = None if step_s is None else estimate.hours_of(config, steps, step_s)
+    limits = [request.max_hours]
+    if price and request.max_cost is not None:
+        limits.append(request.max_cost / price)
+    return Choice(
+        offer=offer,
+        price=price,
+        step_s=step_s,
+        source=source,
+        hours=hours,
+        dollars=None if hours is None else hours * price,
+        ceiling_hours=min((x for x in limits if x is not None), default=None),
+    )
 
 
-def step_time(config: Config, gpu: str) -> tuple[float, str] | None:
-    """Return seconds of one step and their source, where a shipped configuration is as large."""
-    for name in configuration.shipped():
-        if _size(configuration.load(name)) == _size(config):
-            for row in table():
-                if row["gpu"] == gpu and row["config"] == name:
-                    return float(row["step_s"]), str(row["source"])
-    return None
-
-
-def _size(config: Config) -> tuple[Any, ...]:
-    """What a step's time depends on."""
-    train = config.train
-    model = config.model.model_copy(update={"kernels": "auto", "dropout": 0, "code_dropout": 0})
-    return (model, config.data.resolution, train.batch, train.precision,
-            config.objective.reconstruction)  # fmt: skip
-
-
-def hours_of(config: Config, steps: int, step_s: float) -> float:
-    """Return the hours of a run: setting up, its steps, a fifth more for validations."""
-    training = steps * step_s * VALIDATION
-    if config.train.minutes:
-        training = min(training, config.train.minutes * 60)
-    return (SETUP_S + training) / 3600
+def _check_money(request: Request, choices: Sequence[Choice], balance: float | None) -> None:
+    first = choices[0]
+    if balance is not None and first.price and balance < first.price:
+        raise NoBalance(
+            f"the account's balance is {money(balance)}; an hour of {first.offer.gpu} takes "
+            f"{money(first.price)}"
+        )
+    if first.dollars is None or first.hours is None:
+        return
+    refuse_over(request.max_cost if first.price else None, first.dollars, first.hours,
+                request.max_hours)  # fmt: skip
+    if balance is not None and balance < first.dollars:
+        raise NoBalance(
+            f"estimated {money(first.dollars)}, above the account's balance of {money(balance)}: "
+            "its pods end at $0, and what they hold is lost"
+        )
 
 
 def refuse_over(
@@ -142,6 +174,58 @@ def refuse_over(
         )
 
 
-def money(dollars: float) -> str:
-    """Write dollars as a bill does; what is not nothing is never written as nothing."""
-    return f"${dollars:.2f}" if dollars >= 0.005 or dollars <= 0 else "under $0.01"
+def lines(plan: Plan) -> list[str]:
+    """Return the plan as people read it."""
+    request = plan.request
+    gpus = f"{request.gpus} x " if request.gpus > 1 else ""
+    told = ["plan", f"  provider  {request.provider}" + _balance(plan.balance)]
+    for number, choice in enumerate(plan.choices[:5]):
+        label = "GPU" if number == 0 else "else"
+        told.append(f"  {label:9} {gpus}{choice.offer.gpu}{_terms(choice)}")
+    if plan.commit:
+        told.append(f"  code      commit {plan.commit[:10]}" + _changes(plan.changed))
+    else:
+        told.append("  code      the installed version of atlas")
+    if plan.left_here:
+        told.append(f"  stays     not tracked, does not go: {preflight.some(plan.left_here)}")
+    told.append(f"  data      {request.data}, {plan.data_bytes / 1e6:,.1f} MB")
+    told.append(f"  run       {plan.steps:,} steps into {request.out}")
+    told.append(f"  ceiling   {_ceiling(plan)}")
+    return told
+
+
+def _balance(balance: float | None) -> str:
+    return "" if balance is None else f", balance {money(balance)}"
+
+
+def _changes(changed: int) -> str:
+    return f" and the changes to {changed} tracked file{'s'[: changed != 1]}" if changed else ""
+
+
+def _terms(choice: Choice) -> str:
+    price = f", {money(choice.price)}/h, stock {choice.offer.stock}" if choice.price else ""
+    if choice.hours is None or choice.step_s is None:
+        if choice.source == "probe":
+            return f"{price}, no step time known: the first {PROBE_STEPS} steps there are timed"
+        return price
+    cost = f", {money(choice.dollars or 0.0)}" if choice.price else ""
+    return (
+        f"{price}: about {choice.hours:.1f} h{cost} ({choice.step_s * 1e3:.0f} ms a step, "
+        f"{choice.source})"
+    )
+
+
+def _ceiling(plan: Plan) -> str:
+    first = plan.choices[0]
+    hours = "" if first.ceiling_hours is None else f"{first.ceiling_hours:.1f} h"
+    if plan.ceiling is None or not first.price:
+        return hours or "none: nothing is billed"
+    return f"{money(plan.ceiling)}: the pod ends itself after {hours} at the latest"
+
+
+def as_dict(plan: Plan) -> dict[str, Any]:
+    """Return the plan for machines; paths are strings, the tables plain."""
+    value = asdict(plan)
+    for name in ("data", "out"):
+        value["request"][name] = str(value["request"][name])
+    return value
