@@ -44,7 +44,7 @@ def pick(request: Request, offers: Sequence[Offer]) -> list[Offer]:
     if not request.gpu:
         wanted = [o for o in offers if o.memory >= LEAST_MEMORY_GB or not o.price]
     region = request.region
-    reached = [o for o in wanted if not (region and o.regions) or region in o.regions]
+    reached = [o for o in wanted if not region or not o.regions or _lies_in(o, region)]
     if wanted and not reached:
         regions = ", ".join(sorted({r for o in wanted for r in o.regions}))
         raise AtlasError(f"--region {region}: none of these GPUs there; they are in {regions}")
@@ -54,6 +54,12 @@ def pick(request: Request, offers: Sequence[Offer]) -> list[Offer]:
         others = [offer for offer in offers if offer.stock != "none"]
         raise OutOfStock(f"{asked}: out of stock now; in stock are {_priced(others) or 'none'}")
     return there
+
+
+def _lies_in(offer: Offer, region: str) -> bool:
+    """Whether it can be had in a data centre, EU-RO-1, or in any of a continent's, EU."""
+    return any(r.upper() == region.upper() or r.upper().startswith(f"{region.upper()}-")
+               for r in offer.regions)  # fmt: skip
 
 
 def _named(name: str, offers: Sequence[Offer]) -> list[Offer]:
