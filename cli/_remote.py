@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 _positive = click.FloatRange(min=0, min_open=True)
 _OPTIONS = (
     click.option("--remote", type=click.Choice([*PROVIDERS]), help="Train there, fetch the run."),
-    click.option("--gpu", multiple=True, metavar="NAME", help="RTX 4090, A100. Repeat for more: the next where none is left."),
+    click.option("--gpu", multiple=True, metavar="NAME",
+                 help="RTX 4090, A100; repeat it: the next one where none is left."),
     click.option("--gpus", type=click.IntRange(1), default=1, help="GPUs of one machine."),
     click.option("--max-cost", type=_positive, metavar="USD", help="The pod ends itself there."),
     click.option("--max-hours", type=_positive, metavar="H", help="As --max-cost, in hours."),

@@ -85,7 +85,7 @@ def _train_here(
 def _train_there(request: Any, *, yes: bool, dry_run: bool, as_json: bool) -> int:
     """Show the plan, ask, and run the job; imports no torch."""
     from atlas import progress
-    from atlas.remote import job, plan
+    from atlas.remote import plan
     from atlas.remote.clock import SystemClock
     from atlas.remote.ledger import Ledger
 
@@ -103,6 +103,8 @@ def _train_there(request: Any, *, yes: bool, dry_run: bool, as_json: bool) -> in
         return 0
     if provider.bills and not yes:
         click.confirm("Create the pod?", abort=True, err=True)
+    from atlas.remote import job
+
     code = job.launch(made, provider, Ledger(), clock, Teller(clock, progress.quiet))
     if code == 0:
         click.echo(request.out)

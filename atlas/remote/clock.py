@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 
 class SystemClock:
-    """This machine's clock; after a sleep of the machine it has moved on."""
+    """The machine's clock; it goes on while the machine sleeps."""
 
     def now(self) -> datetime:
         """Return the time, UTC."""
