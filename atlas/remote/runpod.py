@@ -29,7 +29,6 @@ from .shell import SshShell, job_options
 T = TypeVar("T")
 
 ROOT = "/workspace/atlas"  # of the job on a pod; on the network volume where there is one
-VOLUME = "/workspace"
 HOST_KEY = "atlas-host-key "  # the start script's line of the container's log, before sshd starts
 HOST_KEY_WAIT = timedelta(seconds=60)  # an image that does not say it is trusted on first use then
 _LOOKS = Backoff(
@@ -212,9 +211,9 @@ class RunPod:
     def _published_key(self, pod_id: str) -> str | None:
         for line in self._transport.log(pod_id):
             if line.startswith(HOST_KEY):
-                kind, key = (line[len(HOST_KEY) :].split() + ["", ""])[:2]
-                if re.fullmatch(r"[a-z0-9-]+", kind) and re.fullmatch(r"[A-Za-z0-9+/=]+", key):
-                    return f"{kind} {key}"
+                found = re.match(r"([a-z0-9-]+) ([A-Za-z0-9+/=]+)", line[len(HOST_KEY) :])
+                if found:
+                    return f"{found[1]} {found[2]}"
         return None
 
 
@@ -261,7 +260,7 @@ def _check(spec: PodSpec) -> None:
 
 
 def _regions(spec: PodSpec) -> tuple[str, ...]:
-    """Data centres that the wish names, `EU` or `EU-RO-1`; empty: any."""
+    """Return the data centres that the wish names, `EU` or `EU-RO-1`; empty: any."""
     if spec.region is None:
         return ()
     if not spec.offer.regions:

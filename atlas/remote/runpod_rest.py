@@ -201,7 +201,8 @@ class Rest:
         last: str | None = None
         for _ in range(_RECONNECTS + 1):
             try:
-                for last, line in self._events(pod_id, last):
+                for seen, line in self._events(pod_id, last):
+                    last = seen
                     yield line
                 return
             except httpx.ReadTimeout:
@@ -215,7 +216,7 @@ class Rest:
     def _events(self, pod_id: str, last: str | None) -> Iterator[tuple[str | None, str]]:
         headers = self._headers() | ({} if last is None else {"Last-Event-ID": last})
         path = f"{self._url}/v2/pods/{quote(pod_id, safe='')}/logs"
-        params = {"source": "container", "tail": 5000}
+        params: dict[str, Any] = {"source": "container", "tail": 5000}
         with self._http.stream("GET", path, params=params, headers=headers, timeout=5) as reply:
             if reply.status_code != 200:
                 reply.read()
