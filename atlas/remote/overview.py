@@ -91,7 +91,7 @@ def _row(entry: Entry, status: str, now: datetime) -> Row:
 def _stranger(provider: str, pod: Pod, now: datetime) -> Row:
     seconds = (now - pod.created).total_seconds() if pod.created else 0.0
     return Row(pod.name, "", "", provider, pod.id, pod.gpu, pod.gpus, pod.price,
-               f"{pod.status}, not in this ledger", pod.created, pod.price * seconds / 3600)  # fmt: skip
+               f"{pod.status}, not made here", pod.created, pod.price * seconds / 3600)  # fmt: skip
 
 
 def totals(ledger: Ledger, now: datetime) -> dict[str, Any]:
