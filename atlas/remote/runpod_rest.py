@@ -20,6 +20,7 @@ from .provider import Account, Endpoint, Offer, Pod, PodSpec, PodStatus
 URL = "https://api.runpod.io"
 TIMEOUT = httpx.Timeout(30.0, connect=10.0)
 VOLUME = "/workspace"
+_NO_KEEPING = httpx.Limits(max_keepalive_connections=0)  # calls are minutes apart
 _RECONNECTS = 3
 
 Level = Literal["NONE", "LOW", "MEDIUM", "HIGH"]
@@ -123,7 +124,7 @@ class Rest:
 
     def __init__(self, key: Key, url: str = "", http: httpx.Client | None = None):
         self._key = key
-        self._http = http or httpx.Client(timeout=TIMEOUT)
+        self._http = http or httpx.Client(timeout=TIMEOUT, limits=_NO_KEEPING)
         self._url = safe_url(url or URL)
 
     def account(self) -> Account:

@@ -42,7 +42,7 @@ class Sdk:
     def __init__(self, key: Key, url: str = ""):
         self._key = key
         self._url = safe_url(url or URL)
-        self._sdk = require("runpod", "runpod-sdk")
+        self._sdk: Any = require("runpod", "runpod-sdk")
 
     def account(self) -> Account:
         """Read the user and the balance."""
@@ -101,7 +101,7 @@ class Sdk:
 
     def _query(self, query: str) -> Any:
         reply = self._call(self._sdk.api.graphql.run_graphql_query, query)
-        return self._read(lambda: reply["data"] if reply["data"] else {}["data"])
+        return self._read(lambda: dict(reply["data"]))
 
     def _call(self, function: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
         """Call into the SDK; what it raises becomes one of ours, without the query or the key."""

@@ -73,14 +73,15 @@ class SshMachine:
         config.write_text(self._config(environment))
         sshd = shutil.which("sshd") or require_tool("/usr/sbin/sshd")
         Path("/run/sshd").mkdir(exist_ok=True)
-        self._sshd = subprocess.Popen(
-            [sshd, "-D", "-e", "-f", str(config)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=(self.root / "sshd.log").open("wb"),
-            env={"PATH": os.environ["PATH"]},
-            start_new_session=True,
-        )
+        with (self.root / "sshd.log").open("wb") as log:
+            self._sshd = subprocess.Popen(
+                [sshd, "-D", "-e", "-f", str(config)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+                env={"PATH": os.environ["PATH"]},
+                start_new_session=True,
+            )
         _wait_for(self._port, self._sshd)
         kind, public = key.with_suffix(".pub").read_text().split()[:2]
         return Address("127.0.0.1", self._port, _me(), f"{kind} {public}")
