@@ -17,7 +17,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from atlas.errors import AtlasError
+from atlas.errors import AtlasError, require
 
 from . import keys
 from .backoff import STUBBORN, Backoff
@@ -229,6 +229,7 @@ def connect(
     key = keys.need("RUNPOD_API_KEY", env=env, folder=folder)
     chosen: Transport
     if transport == "rest":
+        require("httpx", "remote")
         from .runpod_rest import Rest
 
         chosen = Rest(key, env.get("ATLAS_RUNPOD_URL", ""), options.get("http"))
