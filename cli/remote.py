@@ -148,10 +148,10 @@ def cost(as_json: bool) -> None:
 @json_option
 def logs(job: str, follow: bool, offset: int, as_json: bool) -> None:
     """Show a job's log; with --follow pick the job up where its client was lost."""
-    from atlas.remote import job as jobs
-
     desk = _Desk()
     folder, provider = desk.folder(job)
+    from atlas.remote import job as jobs
+
     if follow:
         code = jobs.attach(folder, provider, desk.ledger, desk.clock, desk.say)
         click.get_current_context().exit(code)
@@ -169,10 +169,10 @@ def logs(job: str, follow: bool, offset: int, as_json: bool) -> None:
 @json_option
 def pull(job: str, as_json: bool) -> None:
     """Fetch what the run has written so far; of a job that ended all of it, and end its pod."""
-    from atlas.remote import job as jobs
-
     desk = _Desk()
     folder, provider = desk.folder(job)
+    from atlas.remote import job as jobs
+
     names = jobs.pull(folder, provider, desk.ledger, desk.clock, desk.say)
     print_json({"run": str(folder), "pulled": names}) if as_json else click.echo(folder)
     click.get_current_context().exit(desk.warn())
@@ -192,15 +192,20 @@ def stop(jobs: tuple[str, ...], everything: bool, yes: bool, as_json: bool) -> N
     if everything and rows and not yes:
         told = ", ".join(f"{r.job or r.name} (${r.price:.2f}/h, {r.status})" for r in rows)
         click.confirm(f"End {told}?", abort=True, err=True)
-    ended = [{"job": row.job, "pod": row.pod, "cost": _stop(desk, row)} for row in rows]
+    ended, failed = [], [f"{v.name}: not asked: {v.failed}" for v in desk.views if v.failed]
+    for row in rows:
+        try:
+            ended.append({"job": row.job, "pod": row.pod, "cost": _stop(desk, row)})
+        except AtlasError as error:  # the others are ended all the same
+            failed.append(f"{row.job or row.name}: {error}")
     if as_json:
         print_json(ended)
-    elif not ended:
+    elif not rows and not failed:
         click.echo("no pods")
     for one in ended if not as_json else ():
         click.echo(f"{one['job'] or one['pod']} ended, ${one['cost'] or 0.0:.2f}")
-    if failed := [view for view in desk.views if view.failed]:
-        raise AtlasError(f"{failed[0].name}: not asked, pods may run on: {failed[0].failed}")
+    if failed:
+        raise AtlasError(f"pods may run on: {'; '.join(failed)}")
 
 
 def _chosen(desk: _Desk, jobs: tuple[str, ...]) -> list[Row]:
@@ -222,16 +227,18 @@ def _chosen(desk: _Desk, jobs: tuple[str, ...]) -> list[Row]:
 
 def _stop(desk: _Desk, row: Row) -> float | None:
     """End one pod: through its job where that lies here, so that results come home first."""
-    from atlas.remote import job, overview
+    from atlas.remote import overview
 
     entry = desk.ledger.find(row.name)
     folder = overview.folder_of(entry) if entry else None
     provider = desk.open(row.provider, entry)
-    if folder is not None and entry is not None:
-        job.stop(folder, provider, desk.ledger, desk.clock, desk.say)
-        closed = desk.ledger.find(row.name)
-        if closed is not None and not closed.open:
-            return closed.cost
+    if folder is not None:
+        from atlas.remote import job
+
+        try:
+            job.stop(folder, provider, desk.ledger, desk.clock, desk.say)
+        except AtlasError as error:
+            desk.say("stop", f"{folder}: not fetched: {error}")
     return overview.end(provider, desk.ledger, desk.clock, row.pod or "", "stopped")
 
 
@@ -243,10 +250,10 @@ def ssh(job: str, command: tuple[str, ...], as_json: bool) -> None:
     """Open a shell on a job's machine, its host key checked, or run COMMAND there."""
     import os
 
-    from atlas.remote import job as jobs
-
     desk = _Desk()
     folder, provider = desk.folder(job)
+    from atlas.remote import job as jobs
+
     argv = [*jobs.ssh_command(folder, provider), *command]
     if as_json:
         print_json({"argv": argv})
