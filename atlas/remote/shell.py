@@ -302,7 +302,7 @@ class SshShell:
 
 
 def job_options(key: Path, known_hosts: Path) -> list[str]:
-    """Settings of a pod made for one job: its own key, and only the host keys that are pinned."""
+    """Give ssh the settings of a pod made for one job: its own key, and pinned host keys only."""
     return [
         f"IdentityFile={key}",
         "IdentitiesOnly=yes",
