@@ -120,12 +120,12 @@ def of_job(root):
 def release():
     """Let a rented pod delete itself, with the key that it was given for that; True if it may."""
     pod, key = _given("RUNPOD_POD_ID"), _given("RUNPOD_API_KEY")
-    base = _given("ATLAS_RUNPOD_URL") or "https://api.runpod.io/v2"
+    base = _given("ATLAS_RUNPOD_URL") or "https://api.runpod.io"
     if not (pod and key):
         print("no key of its own: cannot end this pod")
         return True
     request = urllib.request.Request(
-        "%s/pods/%s" % (base.rstrip("/"), pod),
+        "%s/v2/pods/%s" % (base.rstrip("/"), pod),
         method="DELETE",
         headers={"Authorization": "Bearer " + key, "User-Agent": "atlas-watchdog"},
     )
