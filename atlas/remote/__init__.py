@@ -14,6 +14,22 @@ def _runpod(**options: Any) -> Provider:
     return connect(**options)
 
 
+def _ssh(**options: Any) -> Provider:
+    from .ssh import connect
+
+    return connect(**options)
+
+
+def _local(**options: Any) -> Provider:
+    from .local import connect
+
+    return connect(**options)
+
+
 # Adding a provider is a file here and a row there. Each takes the same keywords and uses its own:
 # clock, transport ("rest" or "sdk", of runpod), host ("user@machine", of ssh).
-PROVIDERS: dict[str, Callable[..., Provider]] = {"runpod": _runpod}
+PROVIDERS: dict[str, Callable[..., Provider]] = {
+    "runpod": _runpod,
+    "ssh": _ssh,
+    "local": _local,
+}

@@ -245,7 +245,7 @@ def connect(
 def _ssh(pod: Pod, key: Path, known_hosts: Path) -> AbstractContextManager[Shell]:
     if pod.endpoint is None:
         raise AtlasError(f"pod {pod.id}: has no address for SSH yet")
-    return SshShell(pod.endpoint, ROOT, job_options(key, known_hosts))
+    return SshShell(pod.endpoint, f"{ROOT}/{pod.name}", job_options(key, known_hosts))
 
 
 def _check(spec: PodSpec) -> None:

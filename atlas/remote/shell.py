@@ -180,7 +180,7 @@ class SshShell:
             "PermitLocalCommand=no",
             *options,
         ]
-        self._ssh = ["ssh", "-p", str(endpoint.port), "-T"]
+        self._ssh = ["ssh", *(["-p", str(endpoint.port)] if endpoint.port else []), "-T"]
         for setting in settings:
             self._ssh += ["-o", setting]
         self._where = f"{endpoint.user}@{endpoint.host}" if endpoint.user else endpoint.host
@@ -302,11 +302,15 @@ class SshShell:
 
 
 def job_options(key: Path, known_hosts: Path) -> list[str]:
-    """Give ssh the settings of a pod made for one job: its own key, and pinned host keys only."""
+    """Give ssh the settings of a pod made for one job: its own key, and the pinned host key; untold, the first is kept."""
     return [
         f"IdentityFile={key}",
         "IdentitiesOnly=yes",
         f"UserKnownHostsFile={known_hosts}",
         "GlobalKnownHostsFile=/dev/null",
-        "StrictHostKeyChecking=yes",
+        "StrictHostKeyChecking=" + ("yes" if _holds_keys(known_hosts) else "accept-new"),
     ]
+
+
+def _holds_keys(known_hosts: Path) -> bool:
+    return known_hosts.is_file() and known_hosts.stat().st_size > 0
