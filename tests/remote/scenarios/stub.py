@@ -185,6 +185,8 @@ class Trouble:
     kill_at: int = 0
     sleeps: dict[int, float] = field(default_factory=dict)
     sleep: Callable[[float], None] = lambda seconds: None
+    interrupt_at: int = 0
+    dead: bool = False
 
     @classmethod
     def seeded(cls, rng: random.Random, killed: type[BaseException]) -> Trouble:
@@ -193,24 +195,32 @@ class Trouble:
             found.cuts[rng.randint(1, 40)] = rng.choice([1, 1, 3, 30])
         if rng.random() < 0.3:
             found.kill_at = rng.randint(1, 60)
+        elif rng.random() < 0.15:
+            found.interrupt_at = rng.randint(1, 60)
         if rng.random() < 0.2:
             found.sleeps[rng.randint(1, 40)] = 3600.0
         return found
 
-    def __call__(self, what: str) -> Callable[[], None]:
+    def __call__(self, what: str, cuts: bool = True) -> Callable[[], None]:
+        """Count a call; may raise, and returns what may raise when it has been carried out."""
         self.calls += 1
         number = self.calls
         if number in self.sleeps:
             self.sleep(self.sleeps.pop(number))
-        if number == self.kill_at and self.rng.random() < 0.5:
+        if number == self.interrupt_at:
+            raise KeyboardInterrupt
+        first = self.rng.random() < 0.5
+        if number == self.kill_at and first:
+            self.dead = True
+        if self.dead:  # a killed process does nothing more, whatever its handlers say
             raise self.killed
-        cut = any(at <= number < at + length for at, length in self.cuts.items())
-        before = cut and self.rng.random() < 0.5
-        if before:
+        cut = cuts and any(at <= number < at + length for at, length in self.cuts.items())
+        if cut and first:
             raise ShellLost(f"cut before {what}")
 
         def after() -> None:
             if number == self.kill_at:
+                self.dead = True
                 raise self.killed
             if cut:
                 raise ShellLost(f"cut after {what}")
