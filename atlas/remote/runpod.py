@@ -94,6 +94,7 @@ class RunPod:
         self._open_shell = open_shell or _ssh
         self._host_keys: dict[str, str] = {}
         self._first_seen: dict[str, datetime] = {}
+        self._doubtful: dict[str, str] = {}  # pods that may have a twin: an earlier create's, late
 
     def account(self) -> Account:
         """Authenticate."""
@@ -132,6 +133,8 @@ class RunPod:
         pod = self._try(lambda: self._transport.pod(pod_id))
         if pod is None:
             return Pod(id=pod_id, name="", status="gone", price=0.0)
+        if pod.status == "running":
+            self._drop_twins(pod.id)
         if pod.endpoint is None or not self._transport.tells_host_keys:
             return pod
         key = self._host_keys.get(pod_id) or self._try(lambda: self._published_key(pod_id))
@@ -161,6 +164,7 @@ class RunPod:
                 f"pod {pod_id} may still be running and cost money: {error}. Go on trying with:"
                 f" atlas remote stop {pod_id}"
             ) from None
+        self._drop_twins(pod_id)
 
     def cost(self, pod: Pod) -> float | None:
         """USD that RunPod has billed; it may lag behind by minutes."""
@@ -190,7 +194,8 @@ class RunPod:
                 self._clock.sleep(max(pause, error.retry_after or 0))
             else:
                 if unclear:
-                    self._drop_twins(pod)
+                    self._doubtful[pod.id] = pod.name
+                    self._drop_twins(pod.id)
                 return pod
         raise AssertionError("unreachable")
 
@@ -203,9 +208,11 @@ class RunPod:
                 self._clock.sleep(pause)
         return None
 
-    def _drop_twins(self, pod: Pod) -> None:
-        for other in self.pods():
-            if other.name == pod.name and other.id != pod.id:
+    def _drop_twins(self, pod_id: str) -> None:
+        """End what an unanswered create call made after all, once it is listed."""
+        name = self._doubtful.get(pod_id)
+        for other in self.pods() if name else ():
+            if other.name == name and other.id != pod_id:
                 self.terminate(other.id)
 
     def _published_key(self, pod_id: str) -> str | None:

@@ -7,6 +7,7 @@ import random
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 
 import httpx
 import pytest
@@ -107,12 +108,20 @@ def test_a_create_whose_answer_is_lost_is_found_by_name(
     assert double.faults.counts["create"] == 1
 
 
-def test_a_pod_that_shows_up_after_a_second_create_is_ended(make: Callable[..., Double]) -> None:
+@pytest.mark.parametrize("late", [60, 75])
+def test_a_pod_that_shows_up_after_a_second_create_is_ended(
+    make: Callable[..., Double], late: float
+) -> None:
     """The first is not listed for longer than we look: two are made, one stays."""
-    double = make(Fault("lost_reply", "create"), Fault("late_listing", "create", seconds=14.5))
-    pod = provider(double).create(spec())
+    double = make(Fault("lost_reply", "create"), Fault("late_listing", "create", seconds=late))
+    runpod = provider(double)
+    pod = runpod.create(spec())
     assert len(double.everything) == 2
+    double.clock.advance(45)
+    assert runpod.pod(pod.id).status == "running"
     assert [p.id for p in double.running()] == [pod.id]
+    runpod.terminate(pod.id)
+    assert double.running() == []
 
 
 def test_create_that_stays_unclear_says_that_it_was_sent(make: Callable[..., Double]) -> None:
@@ -189,7 +198,7 @@ def test_the_host_key_is_read_through_a_log_that_is_cut(
     runpod = provider(double)
     endpoint = ready(double, runpod, runpod.create(spec())).endpoint
     assert endpoint and endpoint.host_key and endpoint.host_key.startswith("ssh-ed25519 AAAA")
-    assert double.faults.counts["logs"] > times
+    assert double.faults.counts["logs"] == 2, "the second goes on where the first was cut"
 
 
 def test_an_image_that_says_no_host_key_is_waited_for_a_minute(make: Callable[..., Double]) -> None:
@@ -222,31 +231,24 @@ def test_terminate_that_cannot_be_confirmed_says_what_to_do(make: Callable[..., 
     assert double.running() == []
 
 
-def test_the_key_is_in_no_error(make: Callable[..., Double]) -> None:
-    """Not even where the provider quotes it, with locals and context shown."""
-
-    def quoting(request: httpx.Request) -> httpx.Response:
-        token = request.headers["Authorization"]
-        return httpx.Response(
-            status, json={"title": "x", "detail": f"bad {token}", "status": status}
-        )
-
+def test_the_key_is_in_no_error() -> None:
+    """Not even where the provider quotes it."""
     for status in (400, 401, 402, 403, 409, 422, 429, 500):
-        http = httpx.Client(transport=httpx.MockTransport(quoting))
-        rest = Rest(Key(Secret(API_KEY), "RUNPOD_API_KEY (.env)"), http=http)
-        for call in (
-            rest.account,
-            lambda r=rest: r.create(spec(), ()),
-            lambda r=rest: r.delete("p"),
-        ):
+        rest = Rest(Key(Secret(API_KEY), "RUNPOD_API_KEY (.env)"), http=_quoting(status))
+        assert API_KEY not in repr(rest) + repr(rest._key)
+        for call in (rest.account, partial(rest.create, spec(), ()), partial(rest.delete, "p")):
             with pytest.raises(AtlasError) as caught:
                 call()
             shown = "".join(traceback.format_exception(caught.value)) + repr(caught.value)
             assert API_KEY not in shown and "\n" not in str(caught.value)
-    shown = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
-    assert API_KEY not in repr(rest) + repr(rest._key)
-    assert API_KEY not in str(caught.value.__context__)
-    del shown
+
+
+def _quoting(status: int) -> httpx.Client:
+    def answer(request: httpx.Request) -> httpx.Response:
+        said = f"bad {request.headers['Authorization']}\nline two"
+        return httpx.Response(status, json={"title": "x", "detail": said, "status": status})
+
+    return httpx.Client(transport=httpx.MockTransport(answer))
 
 
 @pytest.mark.parametrize("url", ["http://api.example.com", "ftp://127.0.0.1", "api", "http://"])
