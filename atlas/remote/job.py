@@ -1,4 +1,4 @@
-"""A job from the plan to the bill, by any client that takes it up; no pod is left on any way out."""
+"""A job from the plan to the bill, by any client that takes it up; no way out leaves a pod."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from .plan import DISK_GB, Plan, Request
 from .preflight import tree
 from .provider import Clock, Offer, Provider
 from .reach import Ceiling, PodLost, Way
+from .shell import job_options
 from .state import LOG, Job, Say, locked, open_job, read
 
 MOST_PODS = 5
@@ -289,7 +290,7 @@ def ssh_command(out: Path, provider: Provider) -> list[str]:
     argv = ["ssh", "-p", str(pod.endpoint.port)]
     if provider.bills:
         hosts = folder / f"known_hosts-{len(found.machines)}"
-        for option in steps.shell.job_options(folder / state.KEY, hosts):
+        for option in job_options(folder / state.KEY, hosts):
             argv += ["-o", option]
     return [*argv, where]
 

@@ -34,7 +34,8 @@ class Way:
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        self._stack, self._shell = ExitStack(), None
+        self._stack = ExitStack()
+        self._shell: Shell | None = None
 
     def __enter__(self) -> Way:
         """Nothing is opened before it is needed."""
@@ -46,7 +47,7 @@ class Way:
 
     def _drop(self) -> None:
         self._stack.close()
-        self._shell: Shell | None = None
+        self._shell = None
 
     def _open(self) -> Shell:
         if self._shell is None:

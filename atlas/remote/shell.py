@@ -54,8 +54,8 @@ def _finish(
     command: Sequence[str], stdin: bytes | IO[bytes] | None, timeout: float, cwd: str | None = None
 ) -> subprocess.CompletedProcess[bytes]:
     """Run a process in a session of its own, so that Ctrl-C here asks first and kills nothing."""
-    piped = isinstance(stdin, bytes)
-    source = subprocess.PIPE if piped else (stdin or subprocess.DEVNULL)
+    given = stdin if isinstance(stdin, bytes) else None
+    source = subprocess.PIPE if isinstance(stdin, bytes) else stdin or subprocess.DEVNULL
     with subprocess.Popen(
         command,
         stdin=source,
@@ -65,7 +65,7 @@ def _finish(
         start_new_session=True,
     ) as process:
         try:
-            out, err = process.communicate(stdin if piped else None, timeout)
+            out, err = process.communicate(given, timeout)
         except BaseException:
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
@@ -302,7 +302,7 @@ class SshShell:
 
 
 def job_options(key: Path, known_hosts: Path) -> list[str]:
-    """Give ssh the settings of a pod made for one job: its own key, and the pinned host key; untold, the first is kept."""
+    """Return ssh settings for a pod: the job's key, its pinned host key or that of first use."""
     return [
         f"IdentityFile={key}",
         "IdentitiesOnly=yes",

@@ -137,8 +137,8 @@ def arm(way: Way) -> None:
         for source in (HERE / "pod").glob("*.py"):
             (pod / source.name).write_bytes(source.read_bytes())
         (Path(name) / "job.json").write_text(json.dumps(description, indent=1))
-        way.there(lambda there: there.push(pod, "pod"))
-        way.there(lambda there: there.push(Path(name) / "job.json", "job.json"))
+        _push(way, pod, "pod")
+        _push(way, Path(name) / "job.json", "job.json")
     way.call("arm")
 
 
@@ -218,18 +218,21 @@ def send(way: Way) -> None:
         sent = bundle.make(folder)
         (folder / "config.yaml").write_text(resolved(job).to_yaml())
         for file in (*sent, "config.yaml"):
-            way.there(lambda there, file=file: there.push(folder / file, file))
+            _push(way, folder / file, file)
     code = job.state.commit[:10] if job.state.commit else "the installed version"
     job.say("send", f"code ({code})")
     if job.state.request.data != Path():  # a check has none
-        way.there(lambda there: there.push(job.state.request.data.resolve(), "data"))
+        _push(way, job.state.request.data.resolve(), "data")
         job.say("send", f"data ({job.state.request.data})")
     if _resumes(job):
         for part in _RESUMED:
             if (job.out / part).exists():
-                target = f"{run_folder(job)}/{part}"
-                way.there(lambda there, p=part, t=target: there.push(job.out / p, t))
+                _push(way, job.out / part, f"{run_folder(job)}/{part}")
         job.say("send", "the last checkpoint, to go on from")
+
+
+def _push(way: Way, source: Path, target: str) -> None:
+    way.there(lambda there: there.push(source, target))
 
 
 def install(way: Way) -> None:

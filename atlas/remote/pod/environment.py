@@ -1,5 +1,7 @@
 """Unpacks the code and finds, or makes, the Python environment that the job runs in."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 import os
@@ -29,16 +31,16 @@ print(json.dumps(out))
 """
 
 
-def install(root):
+def install(root: str) -> str:
     """Make code/ and the environment ready; return a line that says what was used."""
     unpack(root)
     given = files.job(root).get("python")
     python, how = _given(root, given) if given else _found_or_made(root)
     files.write(root, PYTHON, python)
-    return "%s, %s" % (how, _extension(os.path.join(root, CODE), python))
+    return f"{how}, {_extension(os.path.join(root, CODE), python)}"
 
 
-def unpack(root):
+def unpack(root: str) -> None:
     """Clone the bundle and apply the changes to tracked files, or unzip the wheel."""
     code, work = os.path.join(root, CODE), os.path.join(root, CODE + ".part")
     if os.path.isdir(code):
@@ -60,23 +62,23 @@ def unpack(root):
     os.rename(work, code)
 
 
-def _given(root, python):
+def _given(root: str, python: str) -> tuple[str, str]:
     missing = [name.split()[0] for name in _missing(root, python, exact=False)]
     if missing:
-        raise SystemExit("%s: lacks %s" % (python, ", ".join(missing)))
-    return python, "uses %s" % python
+        raise SystemExit("{}: lacks {}".format(python, ", ".join(missing)))
+    return python, f"uses {python}"
 
 
-def _found_or_made(root):
+def _found_or_made(root: str) -> tuple[str, str]:
     """Reuse what the image brings if it is what the lock says, else install into a venv."""
     for python in (IMAGE_PYTHON, shutil.which("python3.11"), shutil.which("python3")):
         if python and os.path.exists(python) and not _missing(root, python, exact=True):
-            return python, "reuses %s" % python
+            return python, f"reuses {python}"
     key = hashlib.sha256((files.read(root, LOCK) + files.read(root, REQUIRED)).encode())
     place = os.path.join(_cache(), "env-" + key.hexdigest()[:16])
     python = os.path.join(place, "bin", "python")
     if os.path.exists(os.path.join(place, ".ready")):
-        return python, "reuses %s" % place
+        return python, f"reuses {place}"
     base = shutil.which("python3.11") or sys.executable
     _call([base, "-m", "venv", "--system-site-packages", place], root)
     wanted = ["-r", REQUIRED, "-c", LOCK]
@@ -86,7 +88,7 @@ def _found_or_made(root):
     return python, "installed from the lock"
 
 
-def _missing(root, python, exact):
+def _missing(root: str, python: str, exact: bool) -> list[str]:
     """Ask an interpreter which of the required packages it lacks."""
     locked = {}
     for line in files.read(root, LOCK).splitlines():
@@ -95,19 +97,20 @@ def _missing(root, python, exact):
             locked[_plain(name)] = version.split(";")[0].strip().partition("+")[0]
     wanted = {}
     for line in files.read(root, REQUIRED).splitlines():
-        name = "".join(c if c.isalnum() or c in "-_." else " " for c in line).split()
-        if name:
-            wanted[name[0]] = locked.get(_plain(name[0]), "") if exact else ""
+        words = "".join(c if c.isalnum() or c in "-_." else " " for c in line).split()
+        if words:
+            wanted[words[0]] = locked.get(_plain(words[0]), "") if exact else ""
     command = [python, "-c", _MISSING]
     done = subprocess.run(command, input=json.dumps(wanted).encode(), stdout=subprocess.PIPE)
-    return json.loads(done.stdout) if done.returncode == 0 else ["a Python that runs"]
+    missing: list[str] = json.loads(done.stdout) if done.returncode == 0 else ["3.11"]
+    return missing
 
 
-def _plain(name):
+def _plain(name: str) -> str:
     return name.strip().lower().replace("_", "-")
 
 
-def _extension(code, python):
+def _extension(code: str, python: str) -> str:
     """Bring the C++ kernels: built here for these sources before, or built now."""
     if not os.path.isdir(os.path.join(code, "csrc")):
         return "kernels as in the wheel"
@@ -120,7 +123,7 @@ def _extension(code, python):
         built = [n for n in os.listdir(target) if n.startswith("_kernels") and n.endswith(".so")]
         if not built:
             return "no C++ kernels (no compiler?): the slower PyTorch ones"
-        work = kept + ".part%d" % os.getpid()
+        work = f"{kept}.part{os.getpid()}"
         os.makedirs(work)
         for name in built:
             shutil.copy2(os.path.join(target, name), work)
@@ -131,7 +134,7 @@ def _extension(code, python):
     return "kernels built before"
 
 
-def native_key(code, python):
+def native_key(code: str, python: str) -> str:
     """Name what the binary depends on: its sources and the interpreter's ABI."""
     ask = "import sysconfig; print(sysconfig.get_config_var('SOABI'))"
     digest = hashlib.sha256(subprocess.check_output([python, "-c", ask]))
@@ -146,18 +149,18 @@ def native_key(code, python):
     return digest.hexdigest()[:16]
 
 
-def _cache():
+def _cache() -> str:
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     path = os.path.join(home, "atlas")
     os.makedirs(path, exist_ok=True)
     return path
 
 
-def _call(argv, root):
+def _call(argv: list[str], root: str) -> None:
     """Run a command; its last line of complaint is the error."""
     done = subprocess.run(
         argv, cwd=root, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
     if done.returncode:
         said = done.stdout.decode(errors="replace").strip().splitlines()[-1:] or ["no word"]
-        raise SystemExit("%s: %s" % (" ".join(argv[:2]), said[0]))
+        raise SystemExit("{}: {}".format(" ".join(argv[:2]), said[0]))

@@ -1,7 +1,11 @@
 """The file protocol between a job's client and its pod: names in the job's root folder."""
 
+from __future__ import annotations
+
 import json
 import os
+from pathlib import Path
+from typing import Any
 
 JOB = "job.json"  # what to run, and for how long
 LOG = "job.log"  # all that the job says
@@ -15,7 +19,7 @@ SNAPSHOT = "snapshot"  # files of the run held still while they are pulled
 MANIFEST = "manifest.json"
 
 
-def read(root, name):
+def read(root: str | Path, name: str) -> str:
     """Return a file's text without the white space around it; "" where there is none."""
     try:
         with open(os.path.join(root, name), encoding="utf-8") as file:
@@ -24,24 +28,25 @@ def read(root, name):
         return ""
 
 
-def write(root, name, text):
+def write(root: str | Path, name: str, text: str) -> None:
     """Write a file that appears whole or not at all."""
     path = os.path.join(root, name)
-    part = path + ".part%d" % os.getpid()
+    part = f"{path}.part{os.getpid()}"
     with open(part, "w", encoding="utf-8") as file:
         file.write(text)
     os.replace(part, path)
 
 
-def job(root):
+def job(root: str | Path) -> dict[str, Any]:
     """Return job.json; an empty job where there is none yet."""
-    return json.loads(read(root, JOB) or "{}")
+    found: dict[str, Any] = json.loads(read(root, JOB) or "{}")
+    return found
 
 
-def alive(pid):
+def alive(pid: object) -> bool:
     """Say whether a process runs; one that has ended and waits for its parent does not."""
     try:
-        with open("/proc/%d/stat" % int(pid or 0), encoding="utf-8") as file:
+        with open(f"/proc/{int(str(pid or 0))}/stat", encoding="utf-8") as file:
             return file.read().rpartition(")")[2].split()[0] != "Z"
     except (OSError, ValueError, IndexError):
         return False

@@ -1,9 +1,13 @@
 """sha256 of the files of a run folder, and a still picture of those that change while it runs."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 import os
 import shutil
+from pathlib import Path
+from typing import Any
 
 from . import files
 
@@ -11,7 +15,7 @@ SMALL = ("config.yaml", "environment.json", "metrics.csv")  # pulled with every 
 CHECKPOINTS = "checkpoints"
 
 
-def sha256(path):
+def sha256(path: str | Path) -> str:
     """Return the hash of a file's content, in hexadecimal."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
@@ -20,7 +24,7 @@ def sha256(path):
     return digest.hexdigest()
 
 
-def names(folder):
+def names(folder: str | Path) -> list[str]:
     """Return the run's files, relative to its folder, sorted; no half-written ones, no links."""
     found = []
     for place, folders, here in os.walk(folder):
@@ -32,12 +36,12 @@ def names(folder):
     return sorted(found)
 
 
-def whole(root, run):
+def whole(root: str | Path, run: str) -> dict[str, dict[str, Any]]:
     """Hash every file of the run folder: what a finished job left."""
     return _hashed(os.path.join(root, run), names(os.path.join(root, run)))
 
 
-def snapshot(root, run):
+def snapshot(root: str | Path, run: str) -> dict[str, dict[str, Any]]:
     """Hold still what a resumed run needs, in the folder `snapshot`, and hash it there.
 
     The checkpoints are replaced by rename, so a second name keeps what is being pulled.
@@ -57,7 +61,7 @@ def snapshot(root, run):
     return _hashed(still, names(still))
 
 
-def signature(root, run):
+def signature(root: str | Path, run: str) -> str:
     """Say in a few words which checkpoints and metrics there are: a new one, another text."""
     folder, parts = os.path.join(root, run), []
     for name in (CHECKPOINTS + "/last.ckpt", CHECKPOINTS + "/best.ckpt", "metrics.csv"):
@@ -65,12 +69,12 @@ def signature(root, run):
             found = os.stat(os.path.join(folder, name))
         except FileNotFoundError:
             continue
-        parts.append("%s:%d:%d" % (name, found.st_size, found.st_mtime_ns))
+        parts.append(f"{name}:{found.st_size}:{found.st_mtime_ns}")
     return " ".join(parts)
 
 
-def _hashed(folder, listed):
-    out = {}
+def _hashed(folder: str, listed: list[str]) -> dict[str, dict[str, Any]]:
+    out: dict[str, dict[str, Any]] = {}
     for name in listed:
         path = os.path.join(folder, name)
         try:
@@ -80,7 +84,7 @@ def _hashed(folder, listed):
     return out
 
 
-def write(root, manifest):
+def write(root: str | Path, manifest: dict[str, dict[str, Any]]) -> str:
     """Keep a manifest beside the run, and return it as text."""
     text = json.dumps(manifest, indent=1, sort_keys=True)
     files.write(root, files.MANIFEST, text)

@@ -4,6 +4,9 @@ python3 -m pod.runner VERB, in the job's root folder. Every verb may be repeated
 lost the connection does not know what had arrived.
 """
 
+from __future__ import annotations
+
+import contextlib
 import json
 import os
 import shutil
@@ -16,13 +19,13 @@ from . import environment, files, manifest, watchdog
 SECRETS = "secrets.json"
 
 
-def arm(root, now):
+def arm(root: str, now: float) -> str:
     """Start the dead man's switch."""
     watchdog.arm(root, now)
     return ""
 
 
-def secret(root, now):
+def secret(root: str, now: float) -> str:
     """Take keys from standard input into memory that only this user reads, until the start."""
     path = _secrets(root)
     os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -31,16 +34,17 @@ def secret(root, now):
     return ""
 
 
-def _secrets(root):
-    name = "atlas-%s-%s" % (files.job(root).get("id", "job"), SECRETS)
+def _secrets(root: str) -> str:
+    name = "atlas-{}-{}".format(files.job(root).get("id", "job"), SECRETS)
     return os.path.join("/dev/shm" if os.access("/dev/shm", os.W_OK) else root, name)
 
 
-def _take_secrets(root):
+def _take_secrets(root: str) -> dict[str, str]:
     path = _secrets(root)
     try:
         with open(path, encoding="utf-8") as file:
-            return json.load(file)
+            found: dict[str, str] = json.load(file)
+            return found
     except (FileNotFoundError, ValueError):
         return {}
     finally:
@@ -48,12 +52,12 @@ def _take_secrets(root):
             os.unlink(path)
 
 
-def install(root, now):
+def install(root: str, now: float) -> str:
     """Unpack the code and find or make the environment it runs in; return a line about it."""
     return environment.install(root)
 
 
-def start(root, now):
+def start(root: str, now: float) -> str:
     """Start the job, once: a second call finds it started."""
     try:
         os.close(os.open(os.path.join(root, files.STARTED), os.O_CREAT | os.O_EXCL | os.O_WRONLY))
@@ -69,12 +73,13 @@ def start(root, now):
         start_new_session=True,
     )
     files.write(root, files.PID, str(process.pid))
-    process.stdin.write(secrets)
-    process.stdin.close()
+    assert process.stdin is not None
+    with process.stdin as pipe:
+        pipe.write(secrets)
     return "started"
 
 
-def work(root, now):
+def work(root: str, now: float) -> str:
     """Run the job's commands one after the other, until one fails; runs detached."""
     secrets = json.load(sys.stdin)
     job, code = files.job(root), 0
@@ -97,7 +102,7 @@ def work(root, now):
                     stderr=log,
                 )
             except OSError as error:
-                log.write(("%s: %s\n" % (argv[0], error)).encode())
+                log.write((f"{argv[0]}: {error}\n").encode())
                 code = 127
             if code:
                 break
@@ -105,12 +110,10 @@ def work(root, now):
     return ""
 
 
-def status(root, now):
+def status(root: str, now: float) -> str:
     """Tell how the job is, as JSON; asking is the heartbeat."""
-    try:
+    with contextlib.suppress(OSError):  # a full disk; the answer says so
         watchdog.beat(root, now)
-    except OSError:  # a full disk; the answer says so
-        pass
     code = files.read(root, files.EXIT)
     started = os.path.exists(os.path.join(root, files.STARTED))
     gone = started and not code and not files.alive(files.read(root, files.PID))
@@ -131,12 +134,12 @@ def status(root, now):
     )
 
 
-def snapshot(root, now):
+def snapshot(root: str, now: float) -> str:
     """Hold checkpoints and metrics still and return their manifest."""
     return json.dumps(manifest.snapshot(root, files.job(root)["run"]))
 
 
-def whole(root, now):
+def whole(root: str, now: float) -> str:
     """Return the manifest of the whole run folder, and keep it as manifest.json."""
     found = manifest.whole(root, files.job(root)["run"])
     try:
@@ -145,7 +148,7 @@ def whole(root, now):
         return json.dumps(found)
 
 
-def stop(root, now):
+def stop(root: str, now: float) -> str:
     """End the job; what it has written stays."""
     watchdog.stop(root)
     return ""
@@ -154,7 +157,7 @@ def stop(root, now):
 VERBS = {f.__name__: f for f in (arm, secret, install, start, work, status, snapshot, whole, stop)}
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
     """Call one verb on the folder that this runs in."""
     said = VERBS[argv[0]](os.getcwd(), time.time())
     if said:
