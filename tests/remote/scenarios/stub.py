@@ -14,6 +14,8 @@ from atlas.remote.errors import ShellLost
 from atlas.remote.pod import files, runner, watchdog
 from atlas.remote.shell import LocalShell
 
+NOBODY = "4194300"  # a process id that none has
+
 
 @dataclass
 class Script:
@@ -91,7 +93,7 @@ class StubJob:
             return
         if number == script.vanishes:
             script.vanishes, self.begun = 0, None
-            files.write(self.root, files.PID, "4194300")  # nobody
+            files.write(self.root, files.PID, NOBODY)
             return
         self.done = number
         files.write(self.run / "checkpoints", "last.ckpt", json.dumps({"epoch": number}))

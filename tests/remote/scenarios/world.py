@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from atlas.errors import AtlasError
-from atlas.remote import bundle, job, plan, preflight, shell
+from atlas.remote import bundle, follow, job, plan, preflight, shell
 from atlas.remote.pod import files, watchdog
 from atlas.remote.provider import Pod
 from atlas.remote.runpod import RunPod, connect
@@ -20,7 +20,7 @@ from tests.remote.double import API_KEY, Double, FakeClock, Faults
 from tests.remote.double.cloud import DoublePod
 
 from .account import Killed, World
-from .stub import Script, StubJob, StubShell, Trouble
+from .stub import NOBODY, Script, StubJob, StubShell, Trouble
 
 
 class Ticking(FakeClock):
@@ -87,6 +87,8 @@ class JobWorld(World):
         monkeypatch.setattr(bundle, "make", lambda folder: [])
         monkeypatch.setattr(shell, "make_key", self._key)
         monkeypatch.setattr(watchdog, "release", lambda: True)
+        monkeypatch.setattr(files, "alive", lambda pid: pid != NOBODY)
+        monkeypatch.setattr(follow, "POLL_S", 20.0)
 
     @staticmethod
     def _key(path: Path) -> str:
