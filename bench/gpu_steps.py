@@ -1,4 +1,4 @@
-"""Write bench/results/gpu_steps.json: the time of one training step by GPU and shipped configuration.
+"""Write bench/results/gpu_steps.json: the time of one training step by GPU and configuration.
 
 `python -m bench.gpu_steps` counts, on the CPU, what one step of each configuration does: the
 floating-point operations of its convolutions and matrix products, the bytes that its operators read
@@ -165,8 +165,10 @@ def main(arguments: Sequence[str]) -> None:
                 continue
             counted = count(name, dataset)
             flops, moved = (sum(column) for column in zip(*counted["operators"], strict=True))
-            print(f"{name}: batch {counted['batch']}, {flops / 1e9:.0f} GFLOP, {moved / 1e9:.1f} "
-                  f"GB, {len(counted['operators'])} operators, data {counted['data_s']:.3f} s")  # fmt: skip
+            what = f"{flops / 1e9:.0f} GFLOP, {moved / 1e9:.1f} GB, data {counted['data_s']:.3f} s"
+            print(
+                f"{name}: batch {counted['batch']}, {len(counted['operators'])} operators, {what}"
+            )
             for gpu in GPUS:
                 seconds = computed(counted, gpu)
                 rows.setdefault((gpu, name), row(gpu, name, seconds, "computed"))
