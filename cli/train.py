@@ -25,6 +25,7 @@ from ._remote import check_options, remote_options
 @click.pass_context
 def train(
     context: click.Context,
+    /,
     config: str | None,
     overrides: tuple[str, ...],
     data: Path,
