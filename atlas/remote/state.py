@@ -162,6 +162,8 @@ def _wandb_id(request: Request) -> str | None:
 @contextmanager
 def locked(out: Path) -> Iterator[None]:
     """Let one client at a time lead a job."""
+    if not (out / FOLDER).is_dir():
+        raise AtlasError(f"{out}: holds no remote job")
     with (out / FOLDER / "lock").open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
