@@ -31,9 +31,8 @@ T = TypeVar("T")
 ROOT = "/workspace/atlas"  # of the job on a pod; on the network volume where there is one
 HOST_KEY = "atlas-host-key "  # the start script's line of the container's log, before sshd starts
 HOST_KEY_WAIT = timedelta(seconds=60)  # an image that does not say it is trusted on first use then
-_LOOKS = Backoff(
-    attempts=4, first=2.0, most=8.0
-)  # a new pod may be missing in the list for a while
+# A new pod may be missing in the list for a while.
+_LOOKS = Backoff(attempts=6, first=2.0, most=16.0)
 _MARGIN, _DISK_MONTH = 1.05, 0.10 / 730  # of a price read back; USD an hour of one GB of disk
 
 
