@@ -49,6 +49,9 @@ def lead(world: JobWorld) -> tuple[int, str]:
             code, said = 1, str(error)
         except Killed:
             code, said = 1, "killed"
+        except KeyboardInterrupt:  # before there is a job, or in a pull or stop beside it
+            assert attempt or world.state() is None
+            code, said = 1, "killed"
         state = world.state()
         if said != "killed" and (state is None or state.ended is not None):
             break
