@@ -191,6 +191,14 @@ class RunPod:
                 if pause is None or (error.retry_after or 0) > Backoff.longest_wait:
                     raise ProviderDown(str(error), sent=unclear) from None
                 self._clock.sleep(max(pause, error.retry_after or 0))
+            except AtlasError as error:
+                if not unclear:
+                    raise
+                if found := self._look(spec.name):
+                    return found
+                raise ProviderDown(
+                    f"{error}; an earlier call may have made it", sent=True
+                ) from None
             else:
                 if unclear:
                     self._doubtful[pod.id] = pod.name
@@ -201,7 +209,11 @@ class RunPod:
     def _look(self, name: str) -> Pod | None:
         """Look for a pod whose create call was not answered."""
         for pause in (*_LOOKS.pauses(self._rng), None):
-            if found := self._named(name):
+            try:
+                found = self._named(name)
+            except ProviderDown as error:
+                raise ProviderDown(str(error), sent=True) from None
+            if found is not None:
                 return found
             if pause is not None:
                 self._clock.sleep(pause)

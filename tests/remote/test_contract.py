@@ -6,15 +6,18 @@ import random
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from atlas.remote import PROVIDERS
 from atlas.remote.provider import Pod
 from atlas.remote.runpod import RunPod, connect
 from atlas.remote.shell import LocalShell, SshShell, job_options, make_key, pin
+from atlas.remote.ssh import Ssh
 from tests.remote.contract import Bench, Contract
-from tests.remote.double import API_KEY, Double, SshMachine
+from tests.remote.double import API_KEY, Double, FakeClock, SshMachine
 from tests.remote.double.clock import RealClock
 
 
@@ -64,6 +67,34 @@ class TestRestOverHttpAndSsh(Contract):
 class _Impatient(RealClock):
     def sleep(self, seconds: float) -> None:
         super().sleep(min(seconds, 0.1))
+
+
+class TestLocal(Contract):
+    @pytest.fixture
+    def bench(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+        monkeypatch.setenv("ATLAS_HOME", str(tmp_path / "home"))
+        provider = PROVIDERS["local"](clock=FakeClock())
+        jobs = tmp_path / "home" / "remote" / "local"
+        running = lambda: len(list(jobs.glob("*")))  # noqa: E731
+        return Bench(provider, FakeClock(), running, tmp_path / "key", tmp_path / "known_hosts")
+
+
+class TestSsh(Contract):
+    """A machine that one has: a real sshd; its host key is taken on first use."""
+
+    @pytest.fixture
+    def bench(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+        monkeypatch.setenv("ATLAS_HOME", str(tmp_path / "home"))
+        key = tmp_path / "key"
+        body = {"env": {"PUBLIC_KEY": make_key(key)}}
+        machine = SshMachine(SimpleNamespace(id="lab", body=body))
+        address = machine.start({})
+        where = f"{address.user}@{address.host}:{address.port}"
+        provider = Ssh(FakeClock(), where, (f"IdentityFile={key}",))
+        jobs = machine.home / ".atlas" / "jobs"
+        running = lambda: len(list(jobs.glob("*")))  # noqa: E731
+        yield Bench(provider, FakeClock(), running, key, tmp_path / "known_hosts")
+        machine.stop()
 
 
 class _Sdk(Contract):

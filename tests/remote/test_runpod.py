@@ -132,6 +132,22 @@ def test_create_that_stays_unclear_says_that_it_was_sent(make: Callable[..., Dou
     assert caught.value.sent
 
 
+def test_a_refusal_after_an_unclear_create_does_not_hide_it(make: Callable[..., Double]) -> None:
+    """Else the ledger would close a pod that shows up a minute later."""
+    double = make(
+        Fault("lost_reply", "create"),
+        Fault("late_listing", "create", seconds=200),
+        Fault("out_of_stock", "create", call=2),
+    )
+    with pytest.raises(ProviderDown, match="an earlier call may have made it") as caught:
+        provider(double).create(spec())
+    assert caught.value.sent
+    double = make(Fault("lost_reply", "create"), Fault("error", "list", call=2, times=99))
+    with pytest.raises(ProviderDown) as caught:
+        provider(double).create(spec())
+    assert caught.value.sent
+
+
 def test_refusals_before_anything_is_made(make: Callable[..., Double]) -> None:
     double = make(Fault("no_balance", "create"))
     with pytest.raises(NoBalance, match="balance"):

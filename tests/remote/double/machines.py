@@ -88,7 +88,7 @@ class SshMachine:
 
     def _config(self, environment: Mapping[str, str]) -> str:
         mine = {k: v for k, v in environment.items() if k != "PUBLIC_KEY" and '"' not in v}
-        mine["HOME"] = str(self.home)  # sessions start in the user's own; HOME is the pod's
+        mine["HOME"] = str(self.home)  # ForceCommand goes there: sessions start in the user's own
         pairs = " ".join(f'"{name}={value}"' for name, value in mine.items())
         return "\n".join(
             [
@@ -105,7 +105,7 @@ class SshMachine:
                 "PrintMotd no",
                 "MaxStartups 100",
                 f"SetEnv {pairs}",
-                "Subsystem sftp internal-sftp",
+                'ForceCommand cd "$HOME" && eval "$SSH_ORIGINAL_COMMAND"',
                 "",
             ]
         )
