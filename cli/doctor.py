@@ -20,6 +20,7 @@ EXTRAS = {
     "train": ("pytorch_lightning",),
     "wandb": ("wandb",),
     "web": ("fastapi", "uvicorn"),
+    "remote": ("httpx",),
 }
 CORE = ("torch", "numpy", "nibabel", "safetensors", "click", "rich", "pydantic", "yaml")
 

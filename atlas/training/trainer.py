@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ def make_trainer(config: Config, run: Path) -> pl.Trainer:
             max_epochs=train.epochs,
             accelerator=train.accelerator,
             devices=train.devices,
+            num_nodes=int(os.environ.get("GROUP_WORLD_SIZE", "1")),  # torchrun's count of machines
             strategy=train.strategy,
             precision=train.precision,
             gradient_clip_val=train.clip,
