@@ -73,7 +73,7 @@ def torchrun(task: Task, data: str, out: str, rank: str, first: str) -> str:
 
 def skypilot(task: Task) -> str:
     """Return a task of SkyPilot (docs.skypilot.co, SkyPilot YAML)."""
-    rank, first = '"$SKYPILOT_NODE_RANK"', '"$(echo "$SKYPILOT_NODE_IPS" | head -n 1)"'
+    rank, first = '"$SKYPILOT_NODE_RANK"', '"$(echo "$SKYPILOT_NODE_IPS" | sed -n 1p)"'
     run = torchrun(task, "data", "run", rank, first)
     how = f"sky launch -c {task.name} FILE, then rsync -a {task.name}:sky_workdir/run/ {task.out}/"
     return _yaml(task, {
@@ -122,7 +122,7 @@ def slurm(task: Task) -> str:
 # Which of a cluster's GPUs: #SBATCH --constraint or --gres, as its own pages say ({task.gpu}).
 set -euo pipefail
 test -x .venv/bin/torchrun || {{ {INSTALL}; }}
-FIRST=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+FIRST=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
 export FIRST
 srun bash -c {shlex.quote(run)}
 """

@@ -127,7 +127,7 @@ class Ssh:
         return 0.0
 
     def shell(self, pod: Pod, key: Path, known_hosts: Path) -> SshShell:
-        """The job's folder there, with the user's own key."""
+        """Open the job's folder there, with the user's own key."""
         return self._open(f"{JOBS}/{pod.name}")
 
 
