@@ -79,10 +79,10 @@ class Follower:
             return
         data = self.way.there(lambda shell: shell.read("job.log", offset))
         whole = data if ended else data[: data.rfind(b"\n") + 1]
-        with path.open("ab") as file:
-            file.write(whole)
-        for line in whole.decode(errors="replace").splitlines():
-            self.job.say("log", line)
+        with path.open("ab", buffering=0) as file:
+            for line in whole.splitlines(keepends=True):
+                file.write(line)
+                self.job.say("log", line.decode(errors="replace").rstrip("\r\n"))
         self._probe(whole)
 
     def _probe(self, data: bytes) -> None:

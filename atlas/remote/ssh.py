@@ -38,7 +38,7 @@ class Ssh:
         self._clock, self.host, self._options = clock, host, options
         self._endpoint = endpoint(host)
 
-    def _open(self, root: str = JOBS) -> SshShell:
+    def _open(self, root: str) -> SshShell:
         known = home() / "remote" / "known_hosts"
         known.parent.mkdir(parents=True, exist_ok=True)
         hosts = (str(known), str(Path.home() / ".ssh" / "known_hosts"))
@@ -46,10 +46,10 @@ class Ssh:
         return SshShell(self._endpoint, root, [*self._options, *settings])
 
     def _ask(self, line: str) -> str:
-        """Run a line of sh in the folder of all jobs' parent: the home."""
+        """Run a line of sh in the folder that a login begins in, which JOBS is relative to."""
         try:
-            with self._open() as shell:
-                return shell.run(["sh", "-c", f"cd; {line}"]).decode()
+            with self._open(".") as shell:
+                return shell.run(["sh", "-c", line]).decode()
         except ShellLost as error:
             raise ProviderDown(str(error)) from None
 
@@ -114,10 +114,10 @@ class Ssh:
             return
         try:
             self._ask(
-                f"cd {JOBS}/{name} 2>/dev/null || exit 0; "
+                f"[ -d {JOBS}/{name} ] || exit 0; cd {JOBS}/{name}; "
                 "[ ! -s watchdog.pid ] || kill $(cat watchdog.pid) 2>/dev/null; "
                 "[ ! -d pod ] || python3 -m pod.runner stop; "
-                f"cd; rm -rf {JOBS}/{name}"
+                f"cd ..; rm -rf {name}"
             )
         except CommandFailed as error:
             raise ProviderDown(f"{pod_id}: not taken away: {error}") from None

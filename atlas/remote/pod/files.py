@@ -10,6 +10,7 @@ from typing import Any
 JOB = "job.json"  # what to run, and for how long
 LOG = "job.log"  # all that the job says
 PID = "job.pid"  # process group of the job
+STOPPING = "job.stopping"  # whoever ended it wants no further command run
 EXIT = "job.exit"  # its exit code, when it has ended
 STARTED = "job.started"  # made once, by the one runner that may start the job
 HEARTBEAT = "heartbeat"  # when the client was last heard, by this machine's clock

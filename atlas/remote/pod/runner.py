@@ -104,6 +104,8 @@ def work(root: str, now: float) -> str:
             except OSError as error:
                 log.write((f"{argv[0]}: {error}\n").encode())
                 code = 127
+            if os.path.exists(os.path.join(root, files.STOPPING)):
+                code = code or 143
             if code:
                 break
     files.write(root, files.EXIT, str(code if code >= 0 else 128 - code))

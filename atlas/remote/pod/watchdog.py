@@ -92,6 +92,8 @@ def check(root: str, now: float, end: Callable[[str], None] | None = None) -> bo
 
 def stop(root: str) -> None:
     """End every process of the job: ask, wait, then kill."""
+    with contextlib.suppress(OSError):  # a full disk
+        files.write(root, files.STOPPING, "")
     for number in (signal.SIGTERM, signal.SIGKILL):
         waited = 0.0
         processes = of_job(root)
