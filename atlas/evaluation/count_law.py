@@ -11,7 +11,8 @@ no counts are simulated, which would add noise and nothing else.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.optimize import minimize
@@ -64,10 +65,7 @@ class CountLaw:
         given_S : (S,) array
             Numbers of given peaks.
         """
-        p, given = self.densities(p_SKR), given_S[:, None, None].astype(np.float64)
-        c = self.concentration * (given / AT) ** self.growth
-        a, b = c * p, c * (1 - p)
-        parts = [(given, self.even), (given - 1, 1 - self.even)]
+        a, b, c, parts = self._parameters(p_SKR, given_S)
         now = [np.exp(gammaln(b + n) - gammaln(b) - gammaln(c + n) + gammaln(c)) for n, _ in parts]
         k = 0
         while True:
@@ -76,6 +74,24 @@ class CountLaw:
                 mass *= np.maximum(n - k, 0) * (a + k)
                 mass /= (k + 1) * np.maximum(b + n - k - 1, 1e-300)
             k += 1
+
+    def mass_at(self, p_SKR: np.ndarray, given_S: np.ndarray, y_SR: np.ndarray) -> np.ndarray:
+        """P(count = y) of each region, (S, R): what `masses` yields at one count, without a loop."""
+        a, b, c, parts = self._parameters(p_SKR, given_S)
+        y, out = y_SR[:, None], np.zeros(y_SR.shape)
+        own = gammaln(a + y) - gammaln(a) - gammaln(b) - gammaln(y + 1)
+        for n, share in parts:
+            rest = np.maximum(n - y, 0)
+            log = own + gammaln(b + rest) - gammaln(rest + 1)
+            log += gammaln(n + 1) + gammaln(c) - gammaln(c + n)
+            out += share * np.where(y <= n, np.exp(log), 0).mean(1)
+        return out
+
+    def _parameters(self, p_SKR: np.ndarray, given_S: np.ndarray) -> tuple[Any, ...]:
+        """Return a and b of the beta laws, their sum, and (hidden peaks, probability) pairs."""
+        p, given = self.densities(p_SKR), given_S[:, None, None].astype(np.float64)
+        c = self.concentration * (given / AT) ** self.growth
+        return c * p, c * (1 - p), c, [(given, self.even), (given - 1, 1 - self.even)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,23 +157,19 @@ def log_scores(
     """-ln P(y) of each study and region, (S, R), nats."""
     out = np.empty(counts_SR.shape)
     for part in _blocks(p_SKR, given_S):
-        y, at = counts_SR[part], np.zeros((len(part), counts_SR.shape[1]))
-        for k, mass in enumerate(law.masses(p_SKR[part], given_S[part])):
-            at[y == k] = mass[y == k]
-            if k >= y.max():
-                break
+        at = law.mass_at(p_SKR[part], given_S[part], counts_SR[part])
         out[part] = -np.log(np.maximum(at, 1e-300))
     return out
 
 
-def measure(
-    law: CountLaw, p_SKR: np.ndarray, given_S: np.ndarray, counts_SR: np.ndarray
-) -> Scores:
+def measure(law: CountLaw, p_SKR: np.ndarray, given_S: np.ndarray, counts_SR: np.ndarray) -> Scores:
     """Score a law; arrays as in `fit`."""
     out = {name: np.empty(counts_SR.shape) for name in Scores.__dataclass_fields__}
     hidden = given_S - (1 - law.even)
     for part in _blocks(p_SKR, given_S):
-        for name, values in _measure_block(law, p_SKR[part], given_S[part], counts_SR[part]).items():
+        for name, values in _measure_block(
+            law, p_SKR[part], given_S[part], counts_SR[part]
+        ).items():
             out[name][part] = values
         out["mean"][part] = hidden[part, None] * law.densities(p_SKR[part]).mean(1)
     return Scores(**out)
@@ -182,11 +194,3 @@ def _blocks(p_SKR: np.ndarray, given_S: np.ndarray) -> list[np.ndarray]:
     studies = max(1, _BLOCK // (p_SKR.shape[1] * p_SKR.shape[2]))
     order = np.argsort(given_S, kind="stable")
     return np.split(order, np.arange(studies, len(order), studies))
-
-
-MULTINOMIAL = CountLaw()
-
-
-def multinomial(even: float) -> CountLaw:
-    """Return the law without recalibration: the densities as they are, peaks independent."""
-    return replace(MULTINOMIAL, even=even)

@@ -9,6 +9,7 @@ other half is scored.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from .regions import LOBES, equal_mass, lobes, pool
 
 REGIONS, DRAWS = 100, 200
 FIT_STUDIES, FIT_DRAWS = 400, 25  # recalibration has four numbers to find
-MOST = 10  # regions of each study where a row expects most
+EXPECTED = (0.1, 0.3, 1.0)  # peaks, between the groups by what a row expects of a region
 BASE = "mean map"  # the row that cuts the regions, and that gains are over
 _BLOCK, _PIT_BINS = 64, 20
 
@@ -69,7 +70,7 @@ def score(
         data = _data(bench, predictor, scored, region_V, draws, name)
         found = count_law.measure(law, *data)
         reference = reference or found
-        raw = count_law.measure(count_law.multinomial(even), *data)
+        raw = count_law.measure(CountLaw(even=even), *data)
         rows[name] = _row(law, found, raw, reference, groups, data[0].shape[1])
     return {
         "studies": len(scored),
@@ -80,9 +81,7 @@ def score(
     }
 
 
-def _studies(
-    bench: Benchmark, split: str, studies: int | None
-) -> tuple[np.ndarray, np.ndarray]:
+def _studies(bench: Benchmark, split: str, studies: int | None) -> tuple[np.ndarray, np.ndarray]:
     """Choose the studies to recalibrate on and those to score; never one for both."""
     order = np.random.default_rng(0).permutation(bench.rows("val"))
     if split == "val":
@@ -102,7 +101,7 @@ def _data(
     draws: int,
     name: str,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return densities over regions (S, K, R), numbers of given peaks (S,), hidden counts (S, R)."""
+    """Return densities (S, K, R), numbers of given peaks (S,), counts of hidden ones (S, R)."""
     out, blocks = [], np.split(rows, np.arange(_BLOCK, len(rows), _BLOCK))
     with progress.track(f"(d) {name}: {len(rows)} studies", len(blocks)) as ticker:
         for block in blocks:
@@ -113,50 +112,64 @@ def _data(
     return np.concatenate(out), given, pool(bench.counts(rows, "hidden").toarray(), region_V)
 
 
-def _groups(bench: Benchmark, rows: np.ndarray, lobe: list[str]) -> dict[str, dict[str, np.ndarray]]:
-    """Which (study, region) belong to which lobe, to which tercile of the number of peaks."""
+Groups = dict[str, dict[str, np.ndarray]]  # kind -> group -> (S, R), whether a member
+
+
+def _groups(bench: Benchmark, rows: np.ndarray, lobe: Sequence[str]) -> Groups:
+    """Group studies' regions by lobe, and by tercile of the number of all of a study's peaks."""
     sizes, shape = bench.sizes[rows], (len(rows), len(lobe))
-    edges = np.quantile(bench.sizes[bench.rows("train")], [1 / 3, 2 / 3])
-    third, own = np.searchsorted(edges, sizes), np.array(lobe)
-    names = [f"up to {edges[0]:.0f} peaks", f"up to {edges[1]:.0f} peaks", "more peaks"]
+    low, high = np.quantile(bench.sizes[bench.rows("train")], [1 / 3, 2 / 3])
+    thirds = {
+        f"up to {low:.0f} peaks": sizes <= low,
+        f"{low:.0f} to {high:.0f} peaks": (sizes > low) & (sizes <= high),
+        f"over {high:.0f} peaks": sizes > high,
+    }
     return {
-        "lobe": {k: np.broadcast_to(own == k, shape) for k in LOBES if (own == k).any()},
-        "peaks": {
-            names[k]: np.broadcast_to((third == k)[:, None], shape)
-            for k in range(3)
-            if (third == k).any()
-        },
+        "lobe": {k: np.broadcast_to(np.array(lobe) == k, shape) for k in LOBES},
+        "peaks": {k: np.broadcast_to(own[:, None], shape) for k, own in thirds.items()},
     }
 
 
+def _by_expectation(mean: np.ndarray) -> dict[str, np.ndarray]:
+    """Group studies' regions by the number of peaks expected there."""
+    edges = (0.0, *EXPECTED, np.inf)
+    names = [f"{low:g} to {high:g} expected" for low, high in pairwise(edges[:-1])]
+    names.append(f"{EXPECTED[-1]:g} or more expected")
+    return {k: (mean >= a) & (mean < b) for k, a, b in zip(names, edges, edges[1:])}
+
+
 def _row(
-    law: CountLaw,
-    found: Scores,
-    raw: Scores,
-    reference: Scores,
-    groups: Mapping[str, Mapping[str, np.ndarray]],
-    draws: int,
+    law: CountLaw, found: Scores, raw: Scores, reference: Scores, groups: Groups, draws: int
 ) -> dict[str, Any]:
-    """Return a row: what was fitted, coverage over all and by group, how sharp the law is.
+    """Describe a row: what was fitted, coverage over all and by group, how sharp the law is.
 
     Returns
     -------
     dict
-        "coverage", "multinomial" (without recalibration), "expected most" (`MOST` regions a
-        study), "lobe", "peaks" (by group): level in % -> covered share, [mean, low, high] over
-        studies. "off", "off lobe", "off peaks", "off most": farthest from nominal, in points.
-        "log_score" (nats) and "crps" (peaks), per region; "gain" in both over the mean map. "pit":
-        shares of 20 equal bins.
+        "coverage", "multinomial" (not recalibrated): level in % -> share covered, [mean, low, high]
+        over studies. "lobe", "peaks", "expected": the same by group, and "pairs", the members.
+        "off", "off lobe", "off peaks": the farthest from nominal, in points; "off expected": in the
+        group that expects most. "log_score" (nats) and "crps" (peaks), per region; "gain" in both
+        over the mean map. "pit": shares of 20 equal bins.
     """
-    most = np.zeros(found.mean.shape, bool)
-    np.put_along_axis(most, np.argsort(-found.mean, axis=1, kind="stable")[:, :MOST], True, axis=1)
     covered, bins = found.covered(), np.linspace(0, 1, _PIT_BINS + 1)
-    by = {name: {k: _coverage(covered, m) for k, m in group.items()} for name, group in groups.items()}
-    row: dict[str, Any] = {
-        "coverage": _coverage(covered),
+    groups = {**groups, "expected": _by_expectation(found.mean)}
+    by = {
+        kind: {
+            name: {**_coverage(covered, own), "pairs": int(own.sum())}
+            for name, own in group.items()
+            if own.any()
+        }
+        for kind, group in groups.items()
+    }
+    coverage = _coverage(covered)
+    return {
+        "coverage": coverage,
         "multinomial": _coverage(raw.covered()),
-        "expected most": _coverage(covered, most),
         **by,
+        "off": _off(coverage),
+        **{f"off {kind}": max(map(_off, by[kind].values())) for kind in ("lobe", "peaks")},
+        "off expected": _off(list(by["expected"].values())[-1]),
         "log_score": metrics.interval(found.log_score.mean(1), 5),
         "crps": metrics.interval(found.crps.mean(1), 5),
         "gain": {
@@ -164,22 +177,26 @@ def _row(
             "crps": metrics.interval((reference.crps - found.crps).mean(1), 5),
         },
         "draws": draws,
-        "law": {k: round(v, 5) for k, v in vars(law).items()},
-        "pit": [round(float(found.inside(a, b).mean()), 5) for a, b in zip(bins, bins[1:])],
+        "law": {name: round(value, 5) for name, value in vars(law).items()},
+        "pit": [round(float(found.inside(a, b).mean()), 5) for a, b in pairwise(bins)],
     }
-    worst = {name: max(map(_off, group.values())) for name, group in by.items()}
-    row |= {"off": _off(row["coverage"]), "off most": _off(row["expected most"])}
-    return row | {f"off {name}": value for name, value in worst.items()}
 
 
-def _coverage(covered: np.ndarray, member: np.ndarray | None = None) -> dict[str, list[float]]:
-    """Covered share at each level, over the members (S, R) of a group or all."""
-    keep = np.ones(covered.shape[1:], bool) if member is None else member
-    studies = keep.any(1)
-    shares = (covered * keep)[:, studies].sum(2) / keep[studies].sum(1)
-    return {f"{100 * level:.0f}": metrics.interval(s, 4) for level, s in zip(LEVELS, shares)}
+def _coverage(covered: np.ndarray, own: np.ndarray | None = None) -> dict[str, Any]:
+    """Covered share at each level, over the members (S, R) of a group or all.
+
+    A study's share is that of its members, and weighs as many as they are.
+    """
+    own = np.ones(covered.shape[1:], bool) if own is None else own
+    members = own.sum(1)[own.any(1)]
+    shares = (covered * own)[:, own.any(1)].sum(2)
+    return {
+        f"{100 * level:.0f}": metrics.ratio_interval(share, members, 4)
+        for level, share in zip(LEVELS, shares)
+    }
 
 
-def _off(coverage: Mapping[str, list[float]]) -> float:
+def _off(coverage: Mapping[str, Any]) -> float:
     """Return how far the farthest level is from nominal, in points."""
-    return round(max(abs(100 * share[0] - float(level)) for level, share in coverage.items()), 2)
+    levels = [f"{100 * level:.0f}" for level in LEVELS]
+    return round(max(abs(100 * coverage[level][0] - float(level)) for level in levels), 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import nibabel
@@ -82,7 +83,9 @@ def _cell_lobes(centres_mm: np.ndarray) -> np.ndarray:
     """
     from scipy.spatial import cKDTree
 
-    folder = Path(require("nimare.utils", "data").get_resource_path()) / "atlases"
+    spec = find_spec("nimare")  # importing it takes seconds, and its files alone are needed
+    package = Path(str((spec or require("nimare", "data").__spec__).origin)).parent
+    folder = package / "resources" / "atlases"
     image = nibabel.load(folder / "HarvardOxford-cort-maxprob-thr25-2mm.nii.gz")
     labels = np.asarray(image.dataobj).astype(np.int64)
     lobe = np.full(labels.max() + 1, list(LOBES).index(ELSEWHERE))

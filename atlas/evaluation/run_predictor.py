@@ -59,9 +59,7 @@ class RunPredictor:
                 out[part] = average(self._model, batch, count, law).numpy()
         return np.log(np.maximum(_to_cells(out, self._card.data.resolution), 1e-30))
 
-    def samples(
-        self, studies: Sequence[Given], region_V: np.ndarray, count: int
-    ) -> np.ndarray:
+    def samples(self, studies: Sequence[Given], region_V: np.ndarray, count: int) -> np.ndarray:
         """Densities over regions of codes drawn from the posterior; see `protocol.region_draws`."""
         out = []
         for start in range(0, len(studies), BATCH):
