@@ -141,3 +141,11 @@ def bootstrap(values: np.ndarray, draws: int = 2000, seed: int = 0) -> tuple[flo
 def interval(values: np.ndarray, digits: int = 5) -> list[float]:
     """Return what `bootstrap` does as results hold it, [mean, low, high], rounded."""
     return [round(number, digits) for number in bootstrap(values)]
+
+
+def ratio_interval(sums: np.ndarray, counts: np.ndarray, digits: int = 5) -> list[float]:
+    """Return sum / count over all studies, (S,) each, as `interval` does, studies drawn whole."""
+    rng = np.random.default_rng(0)
+    drawn = rng.integers(0, len(sums), (2000, len(sums)))
+    low, high = np.quantile(sums[drawn].sum(1) / counts[drawn].sum(1), [0.025, 0.975])
+    return [round(float(v), digits) for v in (sums.sum() / counts.sum(), low, high)]

@@ -21,7 +21,7 @@ def bench() -> None:
 @bench.command()
 @click.argument("runs", nargs=-1, type=_path, metavar="[RUN]...")
 @click.option("--data", type=_path, required=True, help="Dataset whose splits are used.")
-@click.option("--tasks", default="a,b,c", show_default=True, help="Which of a, b, c.")
+@click.option("--tasks", default="a,b,c,d", show_default=True, help="Which of a, b, c, d.")
 @split_option
 @click.option(
     "--samples",
@@ -29,6 +29,14 @@ def bench() -> None:
     default=64,
     show_default=True,
     help="Codes of the prior that a run's density averages over; of the posterior an eighth.",
+)
+@click.option("--count-studies", type=click.IntRange(2), help="(d) scores so many; default: all.")
+@click.option(
+    "--draws",
+    type=click.IntRange(1),
+    default=200,
+    show_default=True,
+    help="Codes of the posterior that (d) decodes, study by study.",
 )
 @click.option("--out", type=_path, help="Also write the result to this JSON file.")
 @json_option
@@ -38,10 +46,12 @@ def predict(
     tasks: str,
     split: str,
     samples: int,
+    count_studies: int | None,
+    draws: int,
     out: Path | None,
     as_json: bool,
 ) -> None:
-    """Score RUNs beside linear peers: unseen studies, half to half, reconstruction."""
+    """Score RUNs beside linear peers: unseen studies, half to half, reconstruction, counts."""
     import json
 
     from atlas.data.dataset import read
@@ -51,7 +61,7 @@ def predict(
 
     wanted = check_tasks(tasks.split(","))
     predictors = [RunPredictor(folder, samples) for folder in runs]
-    results = run(read(data), predictors, wanted, split)
+    results = run(read(data), predictors, wanted, split, count_studies, draws)
     if out:
         write_text(out, json.dumps(results, indent=1))
     if as_json:

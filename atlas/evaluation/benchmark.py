@@ -1,7 +1,8 @@
 """The benchmark: any `Predictor` beside the linear peers, on held-out studies.
 
 (a) a study nobody has seen, from what it is about; (b) one half of a study's peaks, where is the
-other; (c) the whole study, its smoothed map (`reconstruction`). Rules: `protocol`; peers: `peers`.
+other; (c) the whole study, its smoothed map (`reconstruction`); (d) the other half's numbers in
+regions (`region_counts`). Rules: `protocol`; peers: `peers`.
 
 A row of (a) and (b) is a mixture of one or more densities and the uniform one. The weights are
 those under which the validation studies' peaks are likeliest, every study counting the same; in
@@ -21,11 +22,16 @@ from atlas import __version__, metrics, progress, space
 from atlas.data.dataset import Dataset
 from atlas.errors import AtlasError
 
-from . import peers, reconstruction
+from . import peers, reconstruction, region_counts
 from .protocol import RESOLUTION, TASKS, Benchmark, Peaks, Predictor, Task, check, smooth
 
 TARGET_FWHM = 10.0  # of the map of the peaks that r compares a density with
 UNIFORM_FLOOR: dict[Task, float] = {"a": 0.02, "b": 0.01}
+COUNTED = {  # rows of (d): whose densities
+    "mean map": "mean map",
+    "topic mixture": "topic mixture",
+    "ridge half to half": "ridge half",
+}
 _SCORED: dict[Task, Peaks] = {"a": "all", "b": "hidden"}
 _BLOCK, _EM_STEPS = 128, 80
 
@@ -38,6 +44,8 @@ def run(
     predictors: Sequence[Predictor] = (),
     tasks: Sequence[str] = tuple(TASKS),
     split: str = "test",
+    count_studies: int | None = None,
+    draws: int = region_counts.DRAWS,
 ) -> dict[str, Any]:
     """Score predictors beside the peers.
 
@@ -46,10 +54,13 @@ def run(
     dataset : Dataset
         Its splits train the peers, choose (val) and are scored.
     predictors : sequence of Predictor
-        What takes part; (c) also scores `latent` and `rate`, where a predictor has them.
-    tasks : sequence of {"a", "b", "c"}
+        What takes part; (c) also scores `latent` and `rate`, where a predictor has them, and (d)
+        asks for `samples`.
+    tasks : sequence of {"a", "b", "c", "d"}
     split : str
         "test", or "val" while developing.
+    count_studies, draws : int, optional
+        Studies that (d) scores, by default all; densities that it draws from a model.
 
     Returns
     -------
@@ -79,12 +90,19 @@ def run(
         "peaks": int(bench.sizes[scored].sum()),
         "tasks": {},
     }
-    train = peers.Training(bench) if {"a", "b"} & set(tasks) else None
+    train = None if set(tasks) == {"c"} else peers.Training(bench)
+    halves = _halves(train) if train and {"b", "d"} & set(tasks) else ([], {})
     for task in tasks:
         if train is None or task == "c":
             out["tasks"][task] = reconstruction.score(bench, predictors, split)
+        elif task == "d":
+            named = {part.name: part for part in halves[0]}
+            chosen = {row: named[part] for row, part in COUNTED.items()}
+            out["tasks"][task] = region_counts.score(
+                bench, chosen, predictors, split, count_studies, draws
+            )
         else:
-            parts, rows = (_unseen if task == "a" else _halves)(train)
+            parts, rows = _unseen(train) if task == "a" else halves
             out["tasks"][task] = score(bench, task, parts, rows, predictors, split)
     return out
 

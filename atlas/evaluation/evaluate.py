@@ -10,7 +10,7 @@ Three questions, each on studies that training never saw:
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -228,37 +228,45 @@ def predictive(
     samples: int,
     law: Law,
 ) -> np.ndarray:
-    """Average decoded densities over codes, (S, V); seeded.
+    """Average decoded densities over codes, (S, V).
 
     Parameters
     ----------
     law : callable
         Mean and sd of the codes to draw, from mean and sd of the posterior.
     """
-    generator = torch.Generator().manual_seed(0)
     out = []
     with progress.track("predicting held-out studies", len(batches) * samples) as ticker:
         for batch in batches:
-            out.append(average(model, batch, samples, law, generator))
+            out.append(average(model, batch, samples, law))
             ticker.advance(samples)
     return _stack(out)
 
 
-@torch.inference_mode()
-def average(
-    model: Model, batch: Batch, samples: int, law: Law, generator: torch.Generator
-) -> torch.Tensor:
+def average(model: Model, batch: Batch, samples: int, law: Law) -> torch.Tensor:
     """Average the decoded densities of one batch over codes, (B, V); see `predictive`."""
+    density_BV = torch.zeros_like(batch.counts_BV)
+    for drawn_BV in draws(model, batch, samples, law):
+        density_BV += drawn_BV / samples
+    return density_BV
+
+
+@torch.inference_mode()
+def draws(model: Model, batch: Batch, samples: int, law: Law) -> Iterator[torch.Tensor]:
+    """Yield the densities, (B, V), that draws of the codes decode to.
+
+    The k-th draw takes the same standard normal vector in every study, so that what a study gets
+    does not depend on which others are asked about.
+    """
     m_BM, kept_BM = batch.metadata_BM, batch.observed_BM
     mean_BD, log_variance_BD = model.encode(batch.volume_B1XYZ, m_BM, kept_BM)
     mean_BD, sd_BD = law(mean_BD, torch.exp(0.5 * log_variance_BD))
-    density_BV = torch.zeros_like(batch.counts_BV)
+    generator = torch.Generator().manual_seed(0)
     for _ in range(samples):
-        z_BD = mean_BD + sd_BD * torch.randn(mean_BD.shape, generator=generator)
+        z_BD = mean_BD + sd_BD * torch.randn(mean_BD.shape[1], generator=generator)
         imputed_BM, _ = model.impute(z_BD, m_BM, kept_BM)
         filled_BM = torch.where(kept_BM > 0, m_BM, imputed_BM)
-        density_BV += model.decode(z_BD, filled_BM).log_density_BV.exp() / samples
-    return density_BV
+        yield model.decode(z_BD, filled_BM).log_density_BV.exp()
 
 
 # ---------------------------------------------------------------------- scores

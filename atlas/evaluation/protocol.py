@@ -24,12 +24,15 @@ from atlas.errors import AtlasError
 from atlas.metadata import Value
 from atlas_kernels import splat
 
-Task = Literal["a", "b", "c"]
+from .regions import pool
+
+Task = Literal["a", "b", "c", "d"]
 Peaks = Literal["all", "given", "hidden"]
 TASKS: dict[Task, str] = {
     "a": "a study nobody has seen, from what it is about",
     "b": "one half of the peaks given: where is the other half?",
     "c": "the whole study given: its smoothed map, maximum 1",
+    "d": "one half of the peaks given: how many of the others in each region of equal mass?",
 }
 RESOLUTION = 4
 MAX_MM, MIN_PEAKS = 8.0, 5
@@ -47,7 +50,7 @@ class Given:
     ----------
     id : str
     peaks_mm : (P, 3) float32 ndarray, MNI mm
-        None in task (a), one half in (b), all in (c).
+        None in task (a), one half in (b) and (d), all in (c).
     metadata : dict
         Value by field name, only what is known: `SHOWN`, and in (c) the number of peaks.
     """
@@ -58,7 +61,11 @@ class Given:
 
 
 class Predictor(Protocol):
-    """Whatever takes part in the benchmark."""
+    """Whatever takes part in the benchmark.
+
+    In task (d) one that is not sure of the density may also have ``samples(studies, region_V,
+    count)``: draws of it, summed over regions; see `region_draws`.
+    """
 
     name: str
 
@@ -85,6 +92,29 @@ def check(predictor: Predictor, log_density: np.ndarray, studies: int) -> np.nda
             f"{predictor.name}: a density sums to {total[np.argmax(abs(total - 1))]:.4g}, not to 1"
         )
     return density
+
+
+def region_draws(
+    predictor: Predictor, studies: Sequence[Given], region_V: np.ndarray, count: int
+) -> np.ndarray:
+    """Draw densities over regions, (S, count, R); (S, 1, R) from one that has no `samples`.
+
+    Parameters
+    ----------
+    region_V : (V,) int64 array
+        Region of each cell, 0 to R - 1.
+    """
+    samples = getattr(predictor, "samples", None)
+    if samples is None:
+        density = check(predictor, predictor.predict(studies), len(studies))
+        return pool(density, region_V)[:, None]
+    out = np.asarray(samples(studies, region_V, count))
+    shape = len(studies), count, int(region_V.max()) + 1
+    if out.shape != shape or not np.allclose(out.sum(2), 1, atol=1e-3):
+        raise AtlasError(
+            f"{predictor.name}: samples should be {shape} and each sum to 1, got {out.shape}"
+        )
+    return out
 
 
 class Benchmark:

@@ -14,8 +14,9 @@ from atlas.contracts import Batch
 from atlas.data.batches import splat_studies
 from atlas.models.model import Model
 
-from .evaluate import BATCH, SAMPLES, average, posterior, unseen_law
+from .evaluate import BATCH, SAMPLES, average, draws, posterior, unseen_law
 from .protocol import RESOLUTION, Given
+from .regions import pool
 
 
 class RunPredictor:
@@ -44,7 +45,6 @@ class RunPredictor:
 
     def predict(self, studies: Sequence[Given]) -> np.ndarray:
         """See `Predictor`; a 2 mm model's density is summed over each 4 mm cell."""
-        generator = torch.Generator().manual_seed(0)
         out = np.empty((len(studies), space.load(self._card.data.resolution).n_cells), np.float32)
         # Both kinds may be asked for at once: a law is for a whole batch.
         empty = np.array([len(study.peaks_mm) == 0 for study in studies], dtype=bool)
@@ -56,8 +56,20 @@ class RunPredictor:
                     count, law = unseen_law(self._model, self._samples)
                 else:
                     count, law = max(1, self._samples // 8), posterior
-                out[part] = average(self._model, batch, count, law, generator).numpy()
+                out[part] = average(self._model, batch, count, law).numpy()
         return np.log(np.maximum(_to_cells(out, self._card.data.resolution), 1e-30))
+
+    def samples(self, studies: Sequence[Given], region_V: np.ndarray, count: int) -> np.ndarray:
+        """Densities over regions of codes drawn from the posterior; see `protocol.region_draws`."""
+        out = []
+        for start in range(0, len(studies), BATCH):
+            batch = self._batch(studies[start : start + BATCH])
+            drawn = [
+                pool(_to_cells(density_BV.numpy(), self._card.data.resolution), region_V)
+                for density_BV in draws(self._model, batch, count, posterior)
+            ]
+            out.append(np.stack(drawn, axis=1).astype(np.float32))
+        return np.concatenate(out)
 
     @torch.inference_mode()
     def rate(self, studies: Sequence[Given]) -> np.ndarray:

@@ -101,7 +101,23 @@ BENCHMARK_COLUMNS = {
     "nats": "nats",
     "nats 10": "nats, 10 mm",
     "nats 16": "nats, 16 mm",
+    "50": "50 %",
+    "80": "80 %",
+    "90": "90 %",
+    "95": "95 %",
+    "off": "off",
+    "off lobe": "a lobe",
+    "off peaks": "a tercile",
+    "off expected": "expecting most",
+    "log_score": "log score",
+    "crps": "CRPS",
 }
+PARTS = ("peers", "runs")
+COUNTS_MEANING = (
+    "share of regions inside the central intervals; off: farthest from nominal, points: over all, "
+    "in the worst lobe, in the worst tercile of the number of peaks, where a row expects most; "
+    "log score (nats) and CRPS (peaks) a region: the lower, the more a row knows"
+)
 
 
 def print_benchmark(results: dict[str, Any], console: Console | None = None) -> None:
@@ -110,25 +126,32 @@ def print_benchmark(results: dict[str, Any], console: Console | None = None) -> 
     head = f"{results['studies']} {results['split']} studies, {results['peaks']} peaks"
     console.print(f"{head}, of {results['source']}; mean [95 % interval over studies]")
     for task, found in results["tasks"].items():
-        columns = [c for c in BENCHMARK_COLUMNS if any(c in row for row in _rows(found).values())]
-        table = Table(title=f"({task}) {TASKS[task]}", title_justify="left")
+        rows = {group: {k: _cells(v) for k, v in found[group].items()} for group in PARTS}
+        every = [row for group in PARTS for row in rows[group].values()]
+        columns = [c for c in BENCHMARK_COLUMNS if any(c in row for row in every)]
+        scored = f", {found['studies']} studies" if "studies" in found else ""
+        table = Table(title=f"({task}) {TASKS[task]}{scored}", title_justify="left")
         table.add_column("")
         for column in columns:
             table.add_column(BENCHMARK_COLUMNS[column], justify="right")
-        for group in ("peers", "runs"):
-            for name, row in found[group].items():
+        for group in PARTS:
+            for name, row in rows[group].items():
                 table.add_row(name, *(_range(row.get(column)) for column in columns))
             table.add_section()
         Console(file=console.file, width=max(console.width, 130), highlight=False).print(table)
+        if task == "d":
+            console.print(COUNTS_MEANING, markup=False)
 
 
-def _rows(found: dict[str, Any]) -> dict[str, Any]:
-    return {**found["peers"], **found["runs"]}
+def _cells(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row's cells by column; coverage as the mean alone, its intervals are in the JSON."""
+    covered = row.get("coverage", {})
+    return row | {level: f"{100 * share[0]:.1f}" for level, share in covered.items()}
 
 
-def _range(value: list[float] | float | None) -> str:
-    if value is None:
-        return "-"
+def _range(value: list[float] | float | str | None) -> str:
+    if value is None or isinstance(value, str):
+        return value or "-"
     if isinstance(value, float):
         return f"{value:.1f}"
     return f"{value[0]:.3f} [{value[1]:.3f}, {value[2]:.3f}]"

@@ -16,7 +16,7 @@ from atlas.data.dataset import Dataset
 from atlas.data.prepare import Settings, prepare
 from atlas.errors import AtlasError
 from atlas.evaluation import benchmark, peers, reconstruction
-from atlas.evaluation.protocol import Benchmark, Given, halve, smooth
+from atlas.evaluation.protocol import Benchmark, Given, halve, region_draws, smooth
 from atlas.evaluation.reconstruction import RatePCA
 from atlas.evaluation.run_predictor import RunPredictor
 from tests.support import one_line_error, require_neurosynth, require_splits, run_atlas
@@ -186,6 +186,50 @@ def test_a_run_takes_part(tiny_run: Path, bundled: Dataset, bench: Benchmark) ->
     assert run.rate(bench.show(rows, "c")).shape == (40,) and run.latent == 8
 
 
+def test_a_studys_figure_does_not_depend_on_its_neighbours(
+    tiny_run: Path, bench: Benchmark
+) -> None:
+    run, rows = RunPredictor(tiny_run, samples=16), bench.rows("val")[:40]  # two batches
+    for task in ("a", "b"):
+        shown = bench.show(rows, task)
+        together = run.predict(shown)
+        assert np.allclose(together[[35]], run.predict([shown[35]]), atol=1e-4)
+        assert np.allclose(together[::-1], run.predict(shown[::-1]), atol=1e-4)
+    region = np.arange(V) % 7
+    drawn = run.samples(shown, region, 3)
+    assert drawn.shape == (40, 3, 7) and np.allclose(drawn.sum(2), 1, atol=1e-4)
+    assert np.allclose(drawn[[35]], run.samples([shown[35]], region, 3), atol=1e-5)
+    assert np.abs(drawn[:, 0] - drawn[:, 1]).max() > 1e-5
+
+
+def test_counts_in_regions(results: dict, bench: Benchmark) -> None:
+    found = results["tasks"]["d"]
+    assert found["studies"] + found["recalibrated_on"] == len(bench.rows("val"))
+    assert len(found["regions"]["mass"]) == 100
+    rows = {**found["peers"], **found["runs"]}
+    assert list(rows) == [
+        "mean map", "topic mixture", "ridge half to half", "knowing", "flat",
+    ]  # fmt: skip
+    for row in rows.values():
+        assert np.allclose(sum(row["pit"]), 1, atol=1e-3)
+        assert sum(group["pairs"] for group in row["lobe"].values()) == 100 * found["studies"]
+    # It looks up all peaks: better than what is merely right on average.
+    assert rows["knowing"]["log_score"][0] < 0.8 * rows["mean map"]["log_score"][0]
+    assert rows["knowing"]["gain"]["crps"][1] > 0 and rows["mean map"]["gain"]["crps"] == [0, 0, 0]
+
+
+def test_samples_are_checked(bench: Benchmark) -> None:
+    class Vague(Flat):
+        def samples(self, studies: Sequence[Given], region: np.ndarray, count: int) -> np.ndarray:
+            return np.full((len(studies), count, 5), 0.3)
+
+    shown, region = bench.show(bench.rows("val")[:2], "d"), np.arange(V) % 5
+    assert np.allclose(region_draws(Flat(), shown, region, 9), 0.2, atol=1e-3)
+    assert region_draws(Flat(), shown, region, 9).shape == (2, 1, 5)
+    with pytest.raises(AtlasError, match="flat: samples"):
+        region_draws(Vague(), shown, region, 9)
+
+
 # ---------------------------------------------------------------------- the command
 
 
@@ -206,7 +250,7 @@ def test_the_command_prints_runs_under_peers(
 
 def test_mistakes_are_one_line(tiny_run: Path, bundled: Dataset, tmp_path: Path) -> None:
     data = ("--data", bundled.path)
-    assert "'d'" in one_line_error(run_atlas("bench", "predict", *data, "--tasks", "a,d"))
+    assert "'e'" in one_line_error(run_atlas("bench", "predict", *data, "--tasks", "a,e"))
     missing = run_atlas("bench", "predict", tmp_path / "no", *data)
     assert "model.json" in one_line_error(missing)
     twice = run_atlas("bench", "predict", tiny_run, tiny_run, *data)
