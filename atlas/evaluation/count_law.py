@@ -76,7 +76,7 @@ class CountLaw:
             k += 1
 
     def mass_at(self, p_SKR: np.ndarray, given_S: np.ndarray, y_SR: np.ndarray) -> np.ndarray:
-        """P(count = y) of each region, (S, R): what `masses` yields at one count, without a loop."""
+        """P(count = y) of each region, (S, R): what `masses` yields at one count."""
         a, b, c, parts = self._parameters(p_SKR, given_S)
         y, out = y_SR[:, None], np.zeros(y_SR.shape)
         own = gammaln(a + y) - gammaln(a) - gammaln(b) - gammaln(y + 1)
