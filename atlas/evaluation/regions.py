@@ -7,6 +7,7 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+from nibabel import Nifti1Image
 
 from atlas import space
 from atlas.errors import require
@@ -84,9 +85,11 @@ def _cell_lobes(centres_mm: np.ndarray) -> np.ndarray:
     from scipy.spatial import cKDTree
 
     spec = find_spec("nimare")  # importing it takes seconds, and its files alone are needed
-    package = Path(str((spec or require("nimare", "data").__spec__).origin)).parent
-    folder = package / "resources" / "atlases"
-    image = nibabel.load(folder / "HarvardOxford-cort-maxprob-thr25-2mm.nii.gz")
+    if spec is None:
+        require("nimare", "data")  # says what to install
+    assert spec is not None and spec.origin is not None
+    folder = Path(spec.origin).parent / "resources" / "atlases"
+    image = Nifti1Image.from_filename(folder / "HarvardOxford-cort-maxprob-thr25-2mm.nii.gz")
     labels = np.asarray(image.dataobj).astype(np.int64)
     lobe = np.full(labels.max() + 1, list(LOBES).index(ELSEWHERE))
     for k, members in enumerate(LOBES.values()):
