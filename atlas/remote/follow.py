@@ -32,6 +32,7 @@ class Follower:
         self.way, self.job = way, way.job
         self._kept: str | None = None
         self._next = self.job.clock.now()
+        self._over = False
 
     def to_the_end(self) -> End:
         """Follow; every look is a sign of life to the pod's watchdog."""
@@ -49,14 +50,14 @@ class Follower:
             return self._end(told)
         self._checkpoint(told)
         end = self.job.state.end_of(self.job.state.machine)
-        over = end is not None and self.job.clock.now() >= end - timedelta(seconds=30)
-        if over or (self.job.folder / "stop").exists():  # by another client
+        self._over = end is not None and self.job.clock.now() >= end - timedelta(seconds=30)
+        if self._over or (self.job.folder / "stop").exists():  # by another client
             self.way.call("stop")
         return None
 
     def _end(self, told: dict) -> End:
         code = 137 if told["lost"] else int(told["exit"])
-        if told["verdict"] == "ceiling":
+        if told["verdict"] == "ceiling" or (code and self._over):
             return End(code or 1, "the ceiling is reached")
         if told["verdict"] == "silence":
             return End(code or 1, "the pod had not heard of its client for long and ended the job")

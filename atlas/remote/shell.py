@@ -67,8 +67,8 @@ def _finish(
         try:
             out, err = process.communicate(given, timeout)
         except BaseException:
+            # Its pipes are not read to the end: the shared connection holds them open, too.
             os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
             raise
     return subprocess.CompletedProcess(command, process.returncode, out, err)
 

@@ -167,7 +167,7 @@ def spawn_client(bench: Bench) -> subprocess.Popen[str]:
 def test_a_killed_client_loses_nothing(local: Bench) -> None:
     client = spawn_client(local)
     client.send_signal(signal.SIGKILL)
-    client.wait()
+    client.communicate()
     assert len(local.provider.pods()) == 1
     with pytest.raises(AtlasError, match="has not ended; atlas remote logs"):
         local.launch()
@@ -193,7 +193,8 @@ def test_two_clients_one_leads_and_the_other_may_stop(local: Bench) -> None:
     with pytest.raises(AtlasError, match="another atlas follows this job"):
         local.attach()
     job.stop(local.out, local.provider, local.ledger, local.clock, local.say)
-    assert client.wait(60) == 1
+    client.communicate(timeout=60)
+    assert client.returncode == 1
     assert last_epoch(local.out) >= 2
     assert nothing_left(local)
 

@@ -16,8 +16,8 @@ end_pod() {
   echo "atlas: $1: this pod ends itself"
   until python3 - <<'PY'
 import os, urllib.request
-url = os.environ.get("ATLAS_RUNPOD_URL") or "https://api.runpod.io/v2"
-request = urllib.request.Request(url.rstrip("/") + "/pods/" + os.environ["RUNPOD_POD_ID"], method="DELETE",
+url = os.environ.get("ATLAS_RUNPOD_URL") or "https://api.runpod.io"
+request = urllib.request.Request(url.rstrip("/") + "/v2/pods/" + os.environ["RUNPOD_POD_ID"], method="DELETE",
     headers={"Authorization": "Bearer " + os.environ["RUNPOD_API_KEY"], "User-Agent": "atlas-start"})
 urllib.request.urlopen(request, timeout=30).close()
 PY
