@@ -5,9 +5,9 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
-import nibabel
 import numpy as np
 from nibabel import Nifti1Image
+from nibabel.affines import apply_affine
 
 from atlas import space
 from atlas.errors import require
@@ -85,17 +85,15 @@ def _cell_lobes(centres_mm: np.ndarray) -> np.ndarray:
     from scipy.spatial import cKDTree
 
     spec = find_spec("nimare")  # importing it takes seconds, and its files alone are needed
-    if spec is None:
-        require("nimare", "data")  # says what to install
-    assert spec is not None and spec.origin is not None
-    folder = Path(spec.origin).parent / "resources" / "atlases"
+    origin = spec.origin if spec else require("nimare", "data").__file__
+    folder = Path(str(origin)).parent / "resources" / "atlases"
     image = Nifti1Image.from_filename(folder / "HarvardOxford-cort-maxprob-thr25-2mm.nii.gz")
     labels = np.asarray(image.dataobj).astype(np.int64)
     lobe = np.full(labels.max() + 1, list(LOBES).index(ELSEWHERE))
     for k, members in enumerate(LOBES.values()):
         lobe[list(members)] = k
     voxels = np.argwhere(labels)
-    places_mm = nibabel.affines.apply_affine(image.affine, voxels)
+    places_mm = apply_affine(image.affine, voxels)
     distance, nearest = cKDTree(places_mm).query(centres_mm)
     own = lobe[labels[tuple(voxels[nearest].T)]]
     return np.where(distance <= _REACH_MM, own, list(LOBES).index(ELSEWHERE))
