@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import os
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,6 @@ def make_trainer(config: Config, run: Path) -> pl.Trainer:
             max_epochs=train.epochs,
             accelerator=train.accelerator,
             devices=train.devices,
-            num_nodes=int(os.environ.get("GROUP_WORLD_SIZE", "1")),  # torchrun's --nnodes
             num_nodes=int(os.environ.get("GROUP_WORLD_SIZE", "1")),  # torchrun's count of machines
             strategy=train.strategy,
             precision=train.precision,
