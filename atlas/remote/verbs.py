@@ -1,4 +1,4 @@
-"""What other clients do with a job: its log, what there is of its run, its end, a way to its pod."""
+"""What other clients ask of a job: its log, what there is of its run, its end, a way there."""
 
 from __future__ import annotations
 
