@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from datetime import datetime
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from atlas.errors import AtlasError
 
-from . import ending, fetch, state, steps
+from . import ending, state, steps
 from .follow import End, Follower
 from .ledger import Ledger, home
 from .plan import DISK_GB, Plan, Request
 from .preflight import tree
 from .provider import Clock, Offer, Provider
 from .reach import Ceiling, PodLost, Way
-from .shell import job_options
 from .state import LOG, Job, Say, locked, open_job, read
+from .verbs import log, pull, ssh_command, stop
 
 MOST_PODS = 5
-IMAGE = "runpod/pytorch:1.0.3-cu1290-torch291-ubuntu2204"
+# runpod/pytorch:2.8.0-py3.11-cuda12.8.1-cudnn-devel-ubuntu22.04
+IMAGE = "runpod/pytorch@sha256:cb154fcca15d1d6ce858cfa672b76505e30861ef981d28ec94bd44168767d853"
 Ask = Callable[[str], str]
 __all__ = ["attach", "check", "launch", "log", "pull", "read", "ssh_command", "stop"]
 
@@ -80,13 +82,40 @@ def attach(
         return _lead(job, ask or _ask_terminal, attached=True)
 
 
+class Told(KeyboardInterrupt):
+    """The process is told to end; nobody is there to be asked."""
+
+
+@contextmanager
+def _told_to_end() -> Iterator[None]:
+    """Take a SIGTERM, or a terminal that closes, for a wish to stop the pod too."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def tell(*_: object) -> None:
+        raise Told
+
+    before = {n: signal.signal(n, tell) for n in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def _lead(job: Job, ask: Ask, attached: bool = False) -> int:
     """Work to the end; on every other way out the pod is ended."""
+    with _told_to_end():
+        return _led(job, ask, attached)
+
+
+def _led(job: Job, ask: Ask, attached: bool) -> int:
     while True:
         try:
             return _work(job, attached)
-        except KeyboardInterrupt:
-            code = _interrupted(job, ask)
+        except KeyboardInterrupt as wish:
+            code = _interrupted(job, (lambda _: "stop") if isinstance(wish, Told) else ask)
             if code is not None:
                 return code
             attached = True
@@ -215,84 +244,6 @@ def _ask_terminal(question: str) -> str:
     except EOFError:
         return "stop"
     return {"l": "leave", "g": "go on"}.get(answer, "stop")
-
-
-def log(out: Path, provider: Provider, ledger: Ledger, clock: Clock, offset: int = 0) -> bytes:
-    """Return the job's log from an offset on, with what came since a client last looked."""
-    folder = out.resolve() / state.FOLDER
-    job = open_job(out, provider, ledger, clock, lambda step, text: None)
-    if job.state.ended is None and job.state.step in ("train", "fetch"):
-        with suppress(AtlasError), locked(job.out), Way(job) as way:
-            told = way.ask("status")
-            Follower(way).log(told["log"], told["exit"] is not None)
-    path = folder / LOG
-    return path.read_bytes()[offset:] if path.exists() else b""
-
-
-def pull(out: Path, provider: Provider, ledger: Ledger, clock: Clock, say: Say) -> list[str]:
-    """Fetch what there is; of a job that has ended everything, and then its pod is ended."""
-    with locked(out.resolve()):
-        job = open_job(out, provider, ledger, clock, say)
-        if job.state.ended is not None:
-            return []
-        if job.state.step not in ("train", "fetch"):
-            raise AtlasError(f"{out}: has not begun to train; atlas remote logs {out} --follow")
-        before = set(job.state.pulled.items())
-        try:
-            with Way(job) as way:
-                follower = Follower(way)
-                end = follower.look()
-                if end is None:
-                    return fetch.checkpoint(way) or sorted(
-                        n for n, _ in set(job.state.pulled.items()) - before
-                    )
-                names = ending.bring_home(way)
-        except (PodLost, Ceiling) as error:
-            say("lost", f"{error}; what was fetched is here")
-            ending.finish(job, End(1, str(error)))
-            return []
-        ending.finish(job, end)
-        return names
-
-
-def stop(out: Path, provider: Provider, ledger: Ledger, clock: Clock, say: Say) -> None:
-    """Fetch what there is and end the pod; a client that follows the job is told to do it."""
-    job = open_job(out, provider, ledger, clock, say)
-    if job.state.ended is not None:
-        return
-    (job.folder / "stop").touch()
-    since: datetime = clock.now()
-    while True:
-        try:
-            with locked(job.out):
-                job = open_job(out, provider, ledger, clock, say)
-                if job.state.ended is None:
-                    with Way(job) as way:
-                        ending.what_there_is(way)
-                    ending.finish(job, End(1, "stopped"))
-                return
-        except AtlasError:
-            if (clock.now() - since).total_seconds() > 120:
-                raise
-            clock.sleep(2)
-
-
-def ssh_command(out: Path, provider: Provider) -> list[str]:
-    """Return the ssh command line for the job's pod, its host key checked."""
-    found = read(out)
-    if not found.machines or found.machine.id is None or found.machine.ended is not None:
-        raise AtlasError(f"{out}: has no pod running")
-    pod = provider.pod(found.machine.id)
-    if pod.endpoint is None:
-        raise AtlasError(f"{out}: its pod has no address for SSH")
-    folder = out.resolve() / state.FOLDER
-    where = f"{pod.endpoint.user}@{pod.endpoint.host}" if pod.endpoint.user else pod.endpoint.host
-    argv = ["ssh", "-p", str(pod.endpoint.port)]
-    if provider.bills:
-        hosts = folder / f"known_hosts-{len(found.machines)}"
-        for option in job_options(folder / state.KEY, hosts):
-            argv += ["-o", option]
-    return [*argv, where]
 
 
 def check(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,6 +29,27 @@ class Lab:
     @property
     def host(self) -> str:
         return f"{self.endpoint.user}@{self.endpoint.host}:{self.endpoint.port}"
+
+    def crash(self) -> None:
+        """Kill the server and its sessions; what they started goes on, new connections fail."""
+        sshd = self.machine._sshd
+        assert sshd is not None
+        self.machine.cut()
+        sshd.kill()
+        sshd.wait()
+
+    def restart(self) -> None:
+        """Start the server again, on its port and with its host key."""
+        sshd = self.machine._sshd
+        assert sshd is not None
+        self.machine._sshd = subprocess.Popen(
+            sshd.args,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={"PATH": os.environ["PATH"]},
+            start_new_session=True,
+        )
 
     def shell(self) -> SshShell:
         return SshShell(self.endpoint, "job", job_options(self.key, self.known_hosts))

@@ -179,9 +179,10 @@ def test_a_killed_client_loses_nothing(local: Bench) -> None:
     assert nothing_left(local)
 
 
-def test_ctrl_c_at_a_terminal_that_is_none_stops(local: Bench) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_told_to_end_where_nobody_can_be_asked_it_stops(local: Bench, number: int) -> None:
     client = spawn_client(local)
-    client.send_signal(signal.SIGINT)
+    client.send_signal(number)
     out, _ = client.communicate(timeout=60)
     assert client.returncode == 1, out
     assert "Traceback" not in out and out.splitlines()[-1].startswith("failed stopped")

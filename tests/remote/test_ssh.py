@@ -56,8 +56,8 @@ def test_the_connection_drops_and_no_line_is_lost_or_doubled(
     quicken(monkeypatch)
 
     def drop(seconds: float) -> None:
-        lab.machine.cut()
-        later(seconds, lab.machine.mend)
+        lab.crash()
+        later(seconds, lab.restart)
 
     dropped: list[str] = []
     again = Way._again

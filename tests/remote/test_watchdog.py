@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -156,3 +157,20 @@ def test_a_job_that_vanished_is_told(tmp_path: Path) -> None:
     files.write(root, files.STARTED, "")
     files.write(root, files.PID, "4194300")
     assert json.loads(runner.status(root, time.time()))["lost"]
+
+
+def test_without_a_way_to_wandb_the_run_is_offline(tmp_path: Path) -> None:
+    """A wait for the server would end the run; the folder comes home instead."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        port = server.getsockname()[1]
+        base = {"WANDB_BASE_URL": f"http://127.0.0.1:{port}"}
+        assert runner._reaches_wandb(base)
+    assert not runner._reaches_wandb(base)
+    commands = [["sh", "-c", f"echo ${name},"] for name in ("WANDB_MODE", "WANDB_API_KEY")]
+    root = root_with(tmp_path, run="run/a", env=base, commands=commands)
+    (tmp_path / "pod").symlink_to(Path(watchdog.__file__).parent)
+    command = [sys.executable, "-m", "pod.runner", "work"]
+    subprocess.run(command, cwd=root, input=b'{"WANDB_API_KEY": "k"}', check=True)
+    assert files.read(root, files.LOG) == "offline,\n,"  # and the evaluation has no key

@@ -10,9 +10,11 @@ import contextlib
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
+import urllib.parse
 
 from . import environment, files, manifest, watchdog
 
@@ -82,6 +84,8 @@ def start(root: str, now: float) -> str:
 def work(root: str, now: float) -> str:
     """Run the job's commands one after the other, until one fails; runs detached."""
     secrets = json.load(sys.stdin)
+    if secrets.get("WANDB_API_KEY") and not _reaches_wandb(files.job(root).get("env", {})):
+        secrets["WANDB_MODE"] = "offline"  # the folder comes home; a wait for W&B would end the run
     job, code = files.job(root), 0
     common = dict(os.environ, **job.get("env", {}))
     common[watchdog.MARK] = os.path.abspath(root)
@@ -110,6 +114,18 @@ def work(root: str, now: float) -> str:
                 break
     files.write(root, files.EXIT, str(code if code >= 0 else 128 - code))
     return ""
+
+
+def _reaches_wandb(env: dict[str, str]) -> bool:
+    """Whether W&B's server, or one of the two that its own releases have used, can be reached."""
+    hosts = ["https://api.wandb.ai", "https://api.forge.coreweave.com"]
+    for url in [env["WANDB_BASE_URL"]] if env.get("WANDB_BASE_URL") else hosts:
+        parts = urllib.parse.urlsplit(url)
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        with contextlib.suppress(OSError):
+            socket.create_connection((parts.hostname or "", port), timeout=5).close()
+            return True
+    return False
 
 
 def status(root: str, now: float) -> str:
