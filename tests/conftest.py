@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import os
 
-# Before torch is loaded: wait as the command line does, and beside another worker on one thread.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded, as the command line
 
 from collections.abc import Iterator
 from pathlib import Path
