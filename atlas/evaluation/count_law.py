@@ -18,7 +18,8 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import expit, gammaln
 
-LEVELS = (0.5, 0.8, 0.9, 0.95)
+from .uncertainty import LEVELS
+
 AT = 10.0  # given peaks at which `concentration` is stated
 _TAIL, _BLOCK = 1e-6, 400_000
 _BOUNDS = [(np.log(0.1), np.log(5)), (-9, 9), (np.log(0.5), np.log(1e5)), (-1, 2)]

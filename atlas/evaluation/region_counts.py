@@ -18,9 +18,10 @@ from atlas import metrics, progress, space
 from atlas.errors import AtlasError
 
 from . import count_law
-from .count_law import LEVELS, CountLaw, Scores
+from .count_law import CountLaw, Scores
 from .protocol import RESOLUTION, Benchmark, Predictor, region_draws
 from .regions import LOBES, equal_mass, lobes, pool
+from .uncertainty import LEVELS
 
 REGIONS, DRAWS = 100, 200
 FIT_STUDIES, FIT_DRAWS = 400, 25  # recalibration has four numbers to find

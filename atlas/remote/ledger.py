@@ -232,8 +232,12 @@ def _close(ledger: Ledger, entry: Entry, provider: Provider, clock: Clock) -> En
 
 def cost_at_most(entry: Entry, until: datetime) -> float:
     """USD from the price read back and the time since the pod was made."""
-    begun = entry.created or entry.planned
-    return entry.price * max((until - begun).total_seconds(), 0.0) / 3600
+    return dollars(entry.price, entry.created or entry.planned, until)
+
+
+def dollars(price: float, begun: datetime, until: datetime) -> float:
+    """USD of a time at a price an hour."""
+    return price * max((until - begun).total_seconds(), 0.0) / 3600
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

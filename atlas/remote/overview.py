@@ -13,7 +13,7 @@ from typing import Any
 from atlas.errors import AtlasError
 
 from . import keys
-from .ledger import Entry, Ledger, Reconciled, cost_at_most, reconcile
+from .ledger import Entry, Ledger, Reconciled, cost_at_most, dollars, reconcile
 from .provider import Clock, Pod, Provider
 
 Connect = Callable[[str, Entry | None], Provider]
@@ -89,9 +89,9 @@ def _row(entry: Entry, status: str, now: datetime) -> Row:
 
 
 def _stranger(provider: str, pod: Pod, now: datetime) -> Row:
-    seconds = (now - pod.created).total_seconds() if pod.created else 0.0
     return Row(pod.name, "", "", provider, pod.id, pod.gpu, pod.gpus, pod.price,
-               f"{pod.status}, not made here", pod.created, pod.price * seconds / 3600)  # fmt: skip
+               f"{pod.status}, not made here", pod.created,
+               dollars(pod.price, pod.created or now, now))  # fmt: skip
 
 
 def totals(ledger: Ledger, now: datetime) -> dict[str, Any]:
@@ -128,7 +128,7 @@ def end(provider: Provider, ledger: Ledger, clock: Clock, pod_id: str, reason: s
     if cost is None:
         begun = entry.created if entry else pod.created
         price = entry.price if entry else pod.price
-        cost = price * max((now - (begun or now)).total_seconds(), 0.0) / 3600
+        cost = dollars(price, begun or now, now)
     name = entry.name if entry else pod.name
     ledger.ended(name, now, cost=cost, reason=reason, estimated=told is None,
                  pod=None if entry else pod_id)  # fmt: skip

@@ -16,7 +16,7 @@ from typing import Any
 from atlas.errors import AtlasError
 from atlas.files import write_text
 
-from .ledger import Ledger
+from .ledger import Ledger, dollars
 from .plan import Plan, Request
 from .provider import Clock, Offer, Pod, Provider
 
@@ -80,8 +80,7 @@ class State:
     @staticmethod
     def running_cost(machine: Machine, now: datetime) -> float:
         """USD of one pod from its price and time."""
-        begun = machine.created
-        return machine.price * max((now - begun).total_seconds(), 0.0) / 3600 if begun else 0.0
+        return dollars(machine.price, machine.created, now) if machine.created else 0.0
 
     def end_of(self, machine: Machine) -> datetime | None:
         """When this pod must be gone, by the ceilings of the whole job; None without any."""
