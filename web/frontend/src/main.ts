@@ -61,6 +61,7 @@ class Page {
   private readonly latest: Latest<Job, [Job, Answer]>;
   private readonly parts = new Map<Part, HTMLInputElement>();
   private readonly fade = element("input", { type: "range", id: "fade", min: "0", max: "3", step: "0.1", value: "0" });
+  private readonly faded = element("output", { className: "number" });
   private loaded: Loaded = { start: { kind: "prior" }, code: null, metadata: {}, title: "" };
   private answer: Answer | null = null;
   private answered: Job | null = null;
@@ -155,8 +156,7 @@ class Page {
     this.facts.set(metadata);
     this.changes.set(this.state.changes);
     for (const [part, box] of this.parts) box.checked = this.state.parts.includes(part);
-    this.fade.valueAsNumber = this.state.fade;
-    paintTrack(this.fade);
+    this.showFade();
     for (const radio of document.querySelectorAll<HTMLInputElement>("input[name=quantity]")) {
       radio.checked = radio.value === this.state.quantity;
     }
@@ -407,20 +407,24 @@ class Page {
       this.parts.set(part, box);
       byId("confidence").append(element("label", { className: "part" }, box, PART_NAMES[part]));
     }
-    const output = element("output", { className: "number" });
     const label = element("label", { htmlFor: "fade" }, "Fade out what is uncertain");
     this.fade.addEventListener("input", () => {
       this.state.fade = this.fade.valueAsNumber;
-      output.value = this.state.fade > 0 ? `below ${format(this.state.fade)} sd` : "off";
-      paintTrack(this.fade);
+      this.showFade();
       this.draw();
       this.keepAddress();
     });
-    output.value = "off";
     byId("confidence").append(
       element("p", { className: "note" }, "Variances add up."),
       element("div", { className: "field" },
-        element("div", { className: "field-head" }, label), element("div", { className: "slide" }, this.fade, output)));
+        element("div", { className: "field-head" }, label), element("div", { className: "slide" }, this.fade, this.faded)));
+  }
+
+  private showFade(): void {
+    const { fade } = this.state;
+    this.fade.valueAsNumber = fade;
+    this.faded.value = fade > 0 ? `below ${format(fade)} sd` : "off";
+    paintTrack(this.fade);
   }
 
   private downloads(): void {

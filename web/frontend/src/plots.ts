@@ -27,7 +27,7 @@ export function coverage(points: NonNullable<Model["coverage"]>): SVGElement {
   const percent = (v: number): string => `${Math.round(100 * v)} %`;
   const said = points.map(({ level, covered }) => `${percent(level)} interval covers ${percent(covered)}`).join(", ");
   const ticks = points.map(({ level }) => [level, String(Math.round(100 * level))] as [number, string]);
-  const svg = frame(`Coverage: ${said}`, ticks.length > 4 ? ticks.filter((_, i) => i % 2 === 0) : ticks, [[0, "0"], [0.5, "50"], [1, "100"]], x, y);
+  const svg = frame(`Coverage: ${said}`, ticks.filter(([level], i) => i === 0 || level - ticks[i - 1]![0] > 0.06), [[0, "0"], [0.5, "50"], [1, "100"]], x, y);
   svg.append(node("path", { d: `M${x(0)},${y(0)} L${x(1)},${y(1)}`, class: "nominal" }));
   const line = points.map(({ level, covered }, i) => `${i ? "L" : "M"}${x(level)},${y(covered)}`).join(" ");
   svg.append(node("path", { d: line, class: "curve" }));

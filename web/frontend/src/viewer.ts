@@ -170,7 +170,7 @@ function addColours(nv: Niivue, like: NVImage): NVImage {
   const overlay = NVImage.zerosLike(like, "uint8");
   overlay.hdr!.datatypeCode = RGBA;
   overlay.hdr!.numBitsPerVoxel = 32;
-  overlay.img = new Uint8Array(4 * overlay.nVox3D!);
+  overlay.img = new Uint8Array(4 * like.img!.length);
   Object.assign(overlay, { global_min: 0, global_max: 255, cal_min: 0, cal_max: 255 });
   nv.addVolume(overlay);
   return overlay;
