@@ -68,6 +68,7 @@ class Page {
   private regions: Regions | null = null;
   private limits: Limits;
   private mm: Vec3 = [0, 0, 0];
+  private opening: Promise<void> = Promise.resolve();
   private resting: number | undefined;
   private asked = 0; // counts what was asked, so that late details do not show
 
@@ -178,9 +179,12 @@ class Page {
 
   private async decode(job: Job): Promise<[Job, Answer]> {
     const { view, point, changes, quantity } = job;
-    if (view === "counterfactual") return [job, await this.backend.counterfactual(point, changes)];
-    if (view === "confidence") return [job, await this.backend.uncertainty(point, SAMPLES)];
-    return [job, await this.backend.decode(point, quantity)];
+    const answer =
+      view === "counterfactual" ? this.backend.counterfactual(point, changes)
+      : view === "confidence" ? this.backend.uncertainty(point, SAMPLES)
+      : this.backend.decode(point, quantity);
+    const [answered] = await Promise.all([answer, this.opening]); // the first map while graphics start
+    return [job, answered];
   }
 
   // ------------------------------------------------------------------ what is shown
@@ -322,14 +326,13 @@ class Page {
     const why = this.whyNot(view);
     byId("notice").hidden = !why;
     byId("details").hidden = Boolean(why);
-    await this.openPanels(why ? 0 : PANELS[view]);
-    if (this.state.view !== view) return; // switched again meanwhile
+    this.opening = this.openPanels(why ? 0 : PANELS[view]);
     if (why) {
       stop(why);
       page["settled"] = "true";
-      return;
     }
     this.ask();
+    await this.opening;
   }
 
   /** As many panels as a view has; the 3-D view where there is but one. */
