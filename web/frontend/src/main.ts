@@ -344,10 +344,8 @@ class Page {
     });
     stage.dataset["panels"] = String(count);
     for (const panel of this.panels.slice(0, count)) {
-      if (!panel.isOpen) {
-        await panel.open(this.backend.template(), (mm) => this.goTo(mm, panel),
-          () => stop("The browser dropped the graphics. Reload the page."));
-      }
+      await panel.open(this.backend.template(), (mm) => this.goTo(mm, panel),
+        () => stop("The browser dropped the graphics. Reload the page."));
       panel.setSolid(count === 1);
     }
     if (this.state.mm) this.mm = this.state.mm;
@@ -479,6 +477,7 @@ async function begin(): Promise<void> {
   }
   const backend = new Server();
   const opened = new Page(backend, await backend.model(), fromAddress(location.hash.slice(1)));
+  Object.assign(window, { atlas: opened }); // for the console, and for what measures the page
   await opened.open();
   await opened.complete();
 }

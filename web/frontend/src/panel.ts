@@ -16,6 +16,7 @@ export class Panel {
   readonly node: HTMLElement;
   picture: Picture | null = null;
   private viewer: Viewer | null = null;
+  private opening: Promise<void> | null = null;
   private readonly title = element("span", { className: "panel-title" });
   private readonly value = element("output", { className: "number" });
   private readonly low = element("span", {});
@@ -35,13 +36,13 @@ export class Panel {
     stage.append(this.node);
   }
 
-  async open(template: string, onMove: (mm: Vec3) => void, onLost: () => void): Promise<void> {
-    this.canvas.addEventListener("webglcontextlost", onLost);
-    this.viewer = await Viewer.create(this.canvas, template, onMove);
-  }
-
-  get isOpen(): boolean {
-    return this.viewer !== null;
+  /** Start the graphics, once. */
+  open(template: string, onMove: (mm: Vec3) => void, onLost: () => void): Promise<void> {
+    this.opening ??= Viewer.create(this.canvas, template, onMove).then((viewer) => {
+      this.canvas.addEventListener("webglcontextlost", onLost);
+      this.viewer = viewer;
+    });
+    return this.opening;
   }
 
   /** The template under the maps. */
