@@ -7,7 +7,7 @@ import { showCoverage, showEffect, showPeaks } from "./details";
 import { byId, element, format, paintTrack } from "./dom";
 import { LatentControls } from "./latent";
 import { Latest } from "./latest";
-import { MetadataControls } from "./metadata";
+import { legal, MetadataControls } from "./metadata";
 import { Panel, type Picture } from "./panel";
 import { picture, python, save } from "./save";
 import { Server } from "./server";
@@ -123,7 +123,10 @@ class Page {
       this.state = { ...this.state, start: { kind: "prior" } };
       this.loaded = await load(this.backend, this.state.start);
     }
-    if (this.state.code && this.state.code.mean.length !== this.model.latent.size) this.state.code = null;
+    const { code, metadata, changes } = this.state;
+    if (code && code.mean.length !== this.model.latent.size) this.state.code = null;
+    this.state.metadata = metadata && legal(this.model, metadata);
+    this.state.changes = legal(this.model, changes);
     this.start.show(this.loaded);
     this.spreadControls();
     await this.switchTo(this.state.view);
