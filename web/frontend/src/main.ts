@@ -15,7 +15,7 @@ import { load, StartPanel, type Loaded } from "./start";
 import { fromAddress, PARTS, toAddress, VIEWS, type State, type View } from "./state";
 import { StripView, valuesOf } from "./strip";
 import { hasWebGL2 } from "./viewer";
-import { combined, confidenceOf, labelAt, peakOf, resample, roundMaximum, type Vec3, type Volume } from "./volume";
+import { combined, confidenceOf, labelAt, peakOf, resample, type Vec3, type Volume } from "./volume";
 
 const REST = 250; // ms without a move after which a slider counts as released
 const SAMPLES = 24;
@@ -49,8 +49,6 @@ interface Job {
   quantity: Quantity;
 }
 
-type Limits = Record<"mean" | "sd", [number, number]>;
-
 class Page {
   private readonly panels: Panel[] = [];
   private readonly latent: LatentControls;
@@ -66,7 +64,7 @@ class Page {
   private answer: Answer | null = null;
   private answered: Job | null = null;
   private regions: Regions | null = null;
-  private limits: Limits;
+  private readonly limits: Record<"mean" | "sd", [number, number]>; // fixed: a colour means the same everywhere
   private mm: Vec3 = [0, 0, 0];
   private opening: Promise<void> = Promise.resolve();
   private resting: number | undefined;
@@ -464,12 +462,11 @@ class Page {
     return this.panels.slice(0, PANELS[this.state.view]).filter((panel) => panel.picture);
   }
 
-  /** What may come after the first map: names of regions, limits of the uncertainty. */
+  /** What may come after the first map: names of regions. */
   async complete(): Promise<void> {
-    const centre = await this.backend.decode({ z: null, sd: null, metadata: {} }, "sd");
-    this.limits.sd = [0, roundMaximum(centre.maps["sd"]!.values)];
-    if (this.model.regions.available) this.regions = await this.backend.regions();
-    if (this.answer) this.draw();
+    if (!this.model.regions.available) return;
+    this.regions = await this.backend.regions();
+    this.goTo(this.mm);
   }
 }
 
