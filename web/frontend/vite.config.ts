@@ -1,7 +1,20 @@
-import { defineConfig } from "vite";
+import { cpSync } from "node:fs";
+import { defineConfig, type Plugin } from "vite";
+
+// Swagger UI is a page of its own (public/swagger, at /docs): copied, not bundled.
+const swagger: Plugin = {
+  name: "swagger",
+  apply: "build",
+  closeBundle() {
+    const script = "swagger-ui-bundle.js";
+    for (const file of [script, `${script}.LICENSE.txt`, "swagger-ui.css", "LICENSE", "NOTICE"])
+      cpSync(`node_modules/swagger-ui-dist/${file}`, `../static/swagger/${file}`);
+  },
+};
 
 export default defineConfig({
   base: "./",
+  plugins: [swagger],
   // NiiVue reads zarr too; its WebAssembly decompressors (1.4 MB) have no use here.
   resolve: { alias: [{ find: /^numcodecs\/.*/, replacement: "/src/no-codec.ts" }] },
   build: {
