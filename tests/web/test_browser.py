@@ -511,7 +511,11 @@ def test_downloads_are_what_is_shown(viewer, served_atlas, tmp_path):
     code = viewer.page.inner_text("#python pre")
     viewer.page.keyboard.press("Escape")
     found: dict = {}
-    exec(code.replace("Atlas.load()", "served").replace("from atlas", "# "), {"served": served_atlas}, found)  # noqa: S102, E501
+    exec(
+        code.replace("Atlas.load()", "served").replace("from atlas", "# "),
+        {"served": served_atlas},
+        found,
+    )
     assert found["maps"].mean.get_fdata().sum() == pytest.approx(viewer.sums()[0], rel=1e-3)
 
 
