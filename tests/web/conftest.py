@@ -15,6 +15,7 @@ from fastapi import FastAPI
 
 from atlas.inference import Atlas
 from atlas.web.app import create_app
+from atlas.web.library import find
 
 with warnings.catch_warnings():  # starlette would rather have httpx2, which is no dependency here
     warnings.simplefilter("ignore")
@@ -37,15 +38,20 @@ def client_of() -> Callable[[FastAPI], TestClient]:
 
 
 @pytest.fixture(scope="session")
-def client(client_of: Callable[[FastAPI], TestClient], served_atlas: Atlas) -> TestClient:
-    return client_of(create_app(served_atlas))
+def client(
+    client_of: Callable[[FastAPI], TestClient], served_atlas: Atlas, served_run: Path
+) -> TestClient:
+    """The run's model beside its own dataset."""
+    library = find(served_run, None)
+    return client_of(create_app(served_atlas, run=served_run, library=library))
 
 
 @pytest.fixture(scope="session")
-def server(served_atlas: Atlas) -> Iterator[str]:
+def server(served_atlas: Atlas, served_run: Path) -> Iterator[str]:
     """Address of a real server on a free port."""
     listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(create_app(served_atlas), log_level="error", lifespan="off", ws="none")
+    app = create_app(served_atlas, run=served_run, library=find(served_run, None))
+    config = uvicorn.Config(app, log_level="error", lifespan="off", ws="none")
     uvicorn_server = uvicorn.Server(config)
     thread = threading.Thread(target=uvicorn_server.run, kwargs={"sockets": [listener]})
     thread.start()
