@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import time
 from importlib import resources
 
+import httpx
 import numpy as np
 import pytest
 from nibabel import Nifti1Image
@@ -16,6 +18,7 @@ from atlas.errors import AtlasError
 from atlas.explore import regions
 from atlas.web.app import create_app
 from atlas.web.maps import pack
+from tests.support import ROOT
 
 
 def unpack(response):
@@ -458,6 +461,19 @@ def test_the_same_question_is_answered_from_memory(client, served_atlas, monkeyp
     again = client.post("/api/decode", json={**body, "metadata": {}})
     assert again.content == first.content
     assert again.headers["x-atlas-scales"] == first.headers["x-atlas-scales"]
+
+
+def test_the_documented_program_runs(client, monkeypatch):
+    page = (ROOT / "docs" / "viewer.md").read_text()
+    (program,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    base = "http://127.0.0.1:8000"
+    monkeypatch.setattr(
+        httpx, "post", lambda url, **body: client.post(url.removeprefix(base), **body)
+    )
+    said = {}
+    exec(program, said)
+    expected = unpack(client.post("/api/decode", json={"metadata": {"task": "language"}}))
+    np.testing.assert_array_equal(said["maps"]["mean"], expected["mean"])
 
 
 def test_api_describes_itself(client):
