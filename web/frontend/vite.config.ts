@@ -11,6 +11,8 @@ export default defineConfig({
     assetsInlineLimit: 0, // every asset its own file: the page allows no inline source
     modulePreload: { polyfill: false },
     chunkSizeWarningLimit: 3000, // NiiVue
+    // NiiVue apart: a new version of the page leaves the browser's copy of it alone.
+    rolldownOptions: { output: { advancedChunks: { groups: [{ name: "niivue", test: /node_modules\/(?!onnxruntime)/ }] } } },
     license: { fileName: "third-party-licenses.md" },
   },
   // `npm run dev` beside `atlas serve RUN`
