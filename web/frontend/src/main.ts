@@ -4,13 +4,13 @@
 import "./style.css";
 import type { Answer, Backend, Changes, Field, Model, Part, Point, Quantity, Regions } from "./backend";
 import { showCoverage, showEffect, showPeaks } from "./details";
+import { connect } from "./connect";
 import { byId, element, format, paintTrack } from "./dom";
 import { LatentControls } from "./latent";
 import { Latest } from "./latest";
 import { MetadataControls } from "./metadata";
 import { Panel, type Picture } from "./panel";
 import { picture, python, save } from "./save";
-import { Server } from "./server";
 import { load, StartPanel, type Loaded } from "./start";
 import { fromAddress, PARTS, toAddress, VIEWS, type State, type View } from "./state";
 import { StripView, valuesOf } from "./strip";
@@ -475,7 +475,7 @@ async function begin(): Promise<void> {
     stop("This browser has no WebGL2, which the viewer draws with. Try another browser, or switch hardware acceleration on.");
     return;
   }
-  const backend = new Server();
+  const backend = await connect((text) => report(text ?? ""));
   const opened = new Page(backend, await backend.model(), fromAddress(location.hash.slice(1)));
   Object.assign(window, { atlas: opened }); // for the console, and for what measures the page
   await opened.open();
