@@ -96,10 +96,9 @@ def _trace(atlas: Atlas) -> Any:
     graph = Graph(model).eval()
     example = (torch.zeros(2, atlas.latent), torch.zeros(2, width), torch.ones(2, width))
     batch = torch.export.Dim("batch", min=1)
-    log = logging.getLogger("torch.onnx")
-    level = log.level
+    disabled = logging.root.manager.disable
     try:
-        log.setLevel(logging.ERROR)  # which operators of packages not installed it passes over
+        logging.disable(logging.WARNING)  # the exporter tells every constant that it folds
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             graph(*example)  # fills the layers' caches with real arrays, before tracing's fake ones
@@ -114,7 +113,7 @@ def _trace(atlas: Atlas) -> Any:
                 dynamic_shapes=tuple({0: batch} for _ in INPUTS),
             )
     finally:
-        log.setLevel(level)
+        logging.disable(disabled)
     assert program is not None
     return program.model_proto
 
