@@ -18,7 +18,7 @@ from nibabel import Nifti1Image
 from . import model_file, space
 from .data.batches import splat_studies
 from .errors import AtlasError
-from .metadata import Field, Value
+from .metadata import Field, FieldTable, Value
 from .models.model import Model
 from .objectives import relative_density
 
@@ -50,6 +50,25 @@ class Maps(NamedTuple):
 
     mean: Nifti1Image
     sd: Nifti1Image
+    imputed: dict[str, Any]
+    extrapolated: tuple[str, ...]
+
+
+class Point(NamedTuple):
+    """A code and complete metadata, ready to decode.
+
+    Attributes
+    ----------
+    z_BD, m_BM : float32 tensors
+        Codes and metadata vectors; missing fields hold their imputed means.
+    imputed : dict
+        What was filled in for each missing field, of the first code.
+    extrapolated : tuple of str
+        As in `Maps`.
+    """
+
+    z_BD: torch.Tensor
+    m_BM: torch.Tensor
     imputed: dict[str, Any]
     extrapolated: tuple[str, ...]
 
@@ -97,6 +116,16 @@ class Atlas:
         """D, the number of latent directions."""
         return self.card.model.latent
 
+    @property
+    def space(self) -> space.Space:
+        """Grid and mask of the maps."""
+        return self._space
+
+    @property
+    def fields(self) -> FieldTable:
+        """The table of fields that the model was trained with."""
+        return self._fields
+
     # ------------------------------------------------------------------ metadata
 
     def _why_not(self, name: str) -> str | None:
@@ -142,6 +171,7 @@ class Atlas:
         vector, observed = self._fields.encode(m or {})
         return tuple(torch.from_numpy(x).expand(size, -1) for x in (vector, observed))  # type: ignore[return-value]
 
+    @torch.no_grad()
     def _fill(self, z_BD: torch.Tensor, m: Metadata | None) -> tuple[torch.Tensor, dict[str, Any]]:
         """Complete the metadata with the imputed means; describe them for the first code."""
         m_BM, kept_BM = self._vector(self._metadata(m), len(z_BD))
@@ -193,35 +223,85 @@ class Atlas:
             Posterior mean and standard deviation, (D,), or (B, D) for a Studyset.
         """
         studies, single = _peaks_of(source)
+        code = self.encode_studies(studies, [self._metadata(m)] * len(studies))
+        return Code(code.mean[0], code.sd[0]) if single else code
+
+    @torch.no_grad()
+    def encode_studies(self, peaks: Sequence[np.ndarray], metadata: Sequence[Metadata]) -> Code:
+        """Find the codes of studies, each with metadata of its own, (B, D).
+
+        Parameters
+        ----------
+        peaks : sequence of (P, 3) arrays, MNI mm
+        metadata : sequence of mappings
+            What is known of each.
+        """
         fwhm = self.card.data.fwhm[0]
-        volume = splat_studies(studies, np.full(len(studies), fwhm), self._space.grid)
-        m_BM, kept_BM = self._vector({**self._metadata(m), "fwhm": fwhm}, len(studies))
+        volume = splat_studies(peaks, np.full(len(peaks), fwhm), self._space.grid)
+        known = [self._fields.encode({**self._metadata(m), "fwhm": fwhm}) for m in metadata]
+        m_BM, kept_BM = (torch.from_numpy(np.stack(rows)) for rows in zip(*known))
         mean, log_variance = self._model.encode(volume, m_BM, kept_BM)
-        pick = 0 if single else slice(None)
-        return Code(mean[pick].numpy(), torch.exp(0.5 * log_variance[pick]).numpy())
+        return Code(mean.numpy(), torch.exp(0.5 * log_variance).numpy())
 
     # ------------------------------------------------------------------ maps
 
+    def point(self, z: Any = None, m: Metadata | None = None) -> Point:
+        """Complete the metadata of codes; arguments as of `decode`."""
+        z_BD, _ = self._codes(z)
+        return Point(z_BD, *self._fill(z_BD, m), self.extrapolated(m))
+
+    def pair(self, z: Any, m: Metadata | None, changes: Metadata) -> tuple[Point, Point]:
+        """Complete the metadata of one code under m, and under m with changes.
+
+        Only the named fields move: what m lacks is imputed once, under m, for both. A field whose
+        change is None goes back to the imputer.
+        """
+        z_BD, single = self._codes(z)
+        if not single:
+            raise AtlasError("a counterfactual takes one code")
+        m = self._metadata(m)
+        left = self.point(z, m)
+        vector_BM, changed_BM = self._vector(self._metadata(changes), 1)
+        moved_BM = torch.where(changed_BM > 0, vector_BM, left.m_BM)
+        imputed = {name: x for name, x in left.imputed.items() if changes.get(name) is None}
+        freed = [name for name, value in changes.items() if value is None and name in m]
+        if freed:
+            without_BM, again = self._fill(z_BD, {k: v for k, v in m.items() if k not in freed})
+            for name in freed:
+                part = self._fields.slices[name]
+                moved_BM[:, part], imputed[name] = without_BM[:, part], again[name]
+        beyond = self.extrapolated({**m, **changes})
+        return left, Point(z_BD, moved_BM, imputed, beyond)
+
     @torch.no_grad()
-    def _decode(self, z_BD: torch.Tensor, filled_BM: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """Return mean and sd as (B, X, Y, Z) float32."""
-        decoded = self._model.decode(z_BD, filled_BM)
+    def imputation(self, z_BD: torch.Tensor, m: Metadata | None) -> tuple[torch.Tensor, ...]:
+        """Return mean and log variance of the metadata vector, (B, M), and what is free in it.
+
+        The third, (M,) bool, marks the elements of fields that m lacks and that the model uses.
+        """
+        known_BM, kept_BM = self._vector(self._metadata(m), len(z_BD))
+        mean_BM, log_variance_BM = self._model.impute(z_BD, known_BM, kept_BM)
+        free_M = torch.zeros(self._fields.width, dtype=torch.bool)
+        for field in self._fields:
+            if (m or {}).get(field.name) is None and self._why_not(field.name) is None:
+                free_M[self._fields.slices[field.name]] = True
+        return torch.where(kept_BM > 0, known_BM, mean_BM), log_variance_BM, free_M
+
+    @torch.no_grad()
+    def cells(self, z_BD: torch.Tensor, m_BM: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Decode complete points to mean and sd over the mask's cells, (B, V) float32 each."""
+        decoded = self._model.decode(z_BD, m_BM)
         mean_BV = relative_density(decoded).numpy()
         if not np.isfinite(mean_BV).all():
             raise AtlasError(
                 "the decoded map is not finite: the code is absurd or the model damaged"
             )
-        sd_BV = torch.exp(0.5 * decoded.log_variance_BV).numpy()
-        return self._space.volume(mean_BV), self._space.volume(sd_BV)
+        return mean_BV, torch.exp(0.5 * decoded.log_variance_BV).numpy()
 
-    def _maps(
-        self, z_BD: torch.Tensor, filled_BM: torch.Tensor, single: bool, imputed: Any, m: Any
-    ) -> Maps:
-        mean, sd = (
-            self._space.image(v[0] if single else np.moveaxis(v, 0, -1))
-            for v in self._decode(z_BD, filled_BM)
-        )
-        return Maps(mean, sd, imputed, self.extrapolated(m))
+    def _maps(self, point: Point, single: bool) -> Maps:
+        volumes = (self._space.volume(v) for v in self.cells(point.z_BD, point.m_BM))
+        mean, sd = (self._space.image(v[0] if single else np.moveaxis(v, 0, -1)) for v in volumes)
+        return Maps(mean, sd, point.imputed, point.extrapolated)
 
     @torch.no_grad()
     def decode(self, z: Any = None, m: Metadata | None = None) -> Maps:
@@ -246,9 +326,7 @@ class Atlas:
             Wrong length of z; unknown field or category, value out of range, field that training
             never observed.
         """
-        z_BD, single = self._codes(z)
-        filled_BM, imputed = self._fill(z_BD, m)
-        return self._maps(z_BD, filled_BM, single, imputed, m)
+        return self._maps(self.point(z, m), self._codes(z)[1])
 
     @torch.no_grad()
     def decode_array(
@@ -263,28 +341,18 @@ class Atlas:
         """
         if quantity not in ("mean", "sd"):
             raise AtlasError(f"quantity: mean or sd, got {quantity!r}")
-        z_BD, _ = self._codes(z)
-        filled_BM, imputed = self._fill(z_BD[:1], metadata)
-        mean, sd = self._decode(z_BD[:1], filled_BM)
-        return (mean if quantity == "mean" else sd)[0], imputed
+        point = self.point(self._codes(z)[0][0].numpy(), metadata)
+        mean_BV, sd_BV = self.cells(point.z_BD, point.m_BM)
+        return self._space.volume((mean_BV if quantity == "mean" else sd_BV)[0]), point.imputed
 
     @torch.no_grad()
     def counterfactual(self, z: Any, m: Metadata | None, changes: Metadata) -> Counterfactual:
         """Decode the same code under m and under m with changes.
 
-        Only the named fields move: what m lacks is imputed once, under m, for both maps.
+        Only the named fields move: what m lacks is imputed once, under m, for both maps. A field
+        whose change is None goes back to the imputer.
         """
-        if all(value is None for value in changes.values()):
-            raise AtlasError("a counterfactual needs a change, as in year=2018")
-        z_BD, single = self._codes(z)
-        if not single:
-            raise AtlasError("a counterfactual takes one code")
-        filled_BM, imputed = self._fill(z_BD, m)
-        vector_BM, changed_BM = self._vector(self._metadata(changes), 1)
-        moved_BM = torch.where(changed_BM > 0, vector_BM, filled_BM)
-        left = self._maps(z_BD, filled_BM, True, imputed, m)
-        still = {name: value for name, value in imputed.items() if changes.get(name) is None}
-        right = self._maps(z_BD, moved_BM, True, still, {**(m or {}), **changes})
+        left, right = (self._maps(point, True) for point in self.pair(z, m, changes))
         difference = right.mean.get_fdata() - left.mean.get_fdata()
         return Counterfactual(left, right, self._space.image(difference))
 

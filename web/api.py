@@ -1,202 +1,168 @@
-"""The routes under /api: the model's description, one decoded map, the template under it."""
+"""The routes under /api about the model and its maps."""
 
 from __future__ import annotations
 
-import hashlib
 import json
+from functools import partial
 from importlib import resources
-from typing import Annotated, Any, Literal
 
-import anyio
-import numpy as np
 from fastapi import APIRouter, HTTPException, Request
 from fastapi.responses import Response
-from pydantic import BaseModel, ConfigDict, Field, StrictStr
+from starlette.background import BackgroundTask
 
 from atlas.errors import AtlasError
-from atlas.inference import Atlas
+from atlas.explore import describe, effect, peaks, regions
 
-MAX_LATENT = 4096  # longer than any code; the model itself then checks the exact length
-Z_LIMIT = 1e3  # codes are of the order of 1; far beyond, float32 decoders overflow
-
-Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-Code = Annotated[float, Field(strict=True, ge=-Z_LIMIT, le=Z_LIMIT)]
-
-
-class DecodeRequest(BaseModel):
-    """Body of POST /api/decode.
-
-    Attributes
-    ----------
-    z : list of float or None
-        Latent code; None is the centre, all zeros.
-    metadata : dict
-        Number or category by field name; fields left out or None are imputed.
-    quantity : "mean" or "sd"
-        The map, or the decoder's own uncertainty about it.
-    """
-
-    model_config = ConfigDict(extra="forbid")
-
-    z: Annotated[list[Code], Field(max_length=MAX_LATENT)] | None = None
-    metadata: dict[str, Number | StrictStr | None] = {}
-    quantity: Literal["mean", "sd"] = "mean"
+from . import maps
+from .recent import Answer
+from .schemas import (
+    CounterfactualRequest,
+    DecodeRequest,
+    EffectAnswer,
+    EffectRequest,
+    Model,
+    NiftiRequest,
+    PeaksRequest,
+    PeakTable,
+    RegionNames,
+    StripRequest,
+    UncertaintyRequest,
+)
+from .service import BINARY, MISSING, PROBLEMS, Client, Service, unless_cached
 
 
-class Direction(BaseModel):
-    """One latent direction: its place in z, how much it does, the spread of codes along it."""
-
-    index: int
-    activity: float
-    sd: float
-
-
-class Latent(BaseModel):
-    """The latent space; directions by activity, the most active first."""
-
-    size: int
-    directions: list[Direction]
-
-
-class Category(BaseModel):
-    """One choice of a category field."""
-
-    value: str
-    label: str
-
-
-class FieldControl(BaseModel):
-    """What the page needs to draw the control of one metadata field."""
-
-    name: str
-    label: str
-    kind: Literal["category", "number"]
-    unit: str | None
-    low: float | None
-    high: float | None
-    step: float | None
-    scale: Literal["linear", "log"]
-    categories: list[Category] | None
-    available: bool
-    reason: str | None
-    trained: tuple[float, float] | None
-    help: str
-
-
-class GridInfo(BaseModel):
-    """Shape and voxel-to-mm affine of a decoded map."""
-
-    shape: tuple[int, int, int]
-    affine: list[list[float]]
-
-
-class Display(BaseModel):
-    """Fixed limits of the colours of the mean map."""
-
-    low: float
-    high: float
-
-
-class Model(BaseModel):
-    """Body of GET /api/model."""
-
-    model_config = ConfigDict(extra="allow")
-
-    name: str
-    unit: str
-    version: str
-    latent: Latent
-    fields: list[FieldControl]
-    grid: GridInfo
-    display: Display
-    conditioned: bool
-
-
-BINARY: dict[int | str, dict[str, Any]] = {
-    200: {
-        "content": {"application/octet-stream": {}},
-        "description": "float16, little endian, x fastest; value = raw * X-Atlas-Scale",
-    },
-    413: {"description": "the body is too long"},
-    422: {"description": "a value is refused; `detail` says which in one line"},
-}
-
-
-def pack(volume: np.ndarray) -> tuple[bytes, float]:
-    """Turn a map into bytes for the page.
-
-    Parameters
-    ----------
-    volume : (X, Y, Z) float array
-
-    Returns
-    -------
-    raw : bytes
-        float16, little endian, Fortran order (x fastest), within -1 and 1.
-    scale : float
-        ``volume = raw * scale``: no value overflows float16 whatever the unit.
-
-    Raises
-    ------
-    AtlasError
-        If a value is not finite.
-    """
-    peak = float(np.abs(volume).max(initial=0.0))
-    if not np.isfinite(peak):
-        raise AtlasError("the decoded map is not finite at this point; move closer to the centre")
-    scale = peak or 1.0
-    return (volume / scale).astype("<f2").tobytes(order="F"), scale
-
-
-def create_router(atlas: Atlas) -> APIRouter:
+def create_router(service: Service) -> APIRouter:
     """Build the routes over one loaded model."""
-    router = APIRouter(prefix="/api")
-    description = Model.model_validate(atlas.describe())
-    model = description.model_dump_json().encode()
-    affine = json.dumps(description.grid.affine)
+    router = APIRouter(prefix="/api", responses=PROBLEMS)
+    _add_descriptions(router, service)
+    _add_maps(router, service)
+    _add_tables(router, service)
+    return router
+
+
+def _add_descriptions(router: APIRouter, service: Service) -> None:
+    """Add what stays the same while the server runs."""
     template = resources.files("atlas").joinpath("resources/mni152_t1_2mm.nii.gz").read_bytes()
-    one_at_a_time = anyio.CapacityLimiter(1)  # torch uses all threads for one map already
 
     @router.get("/model", response_model=Model)
     def get_model(request: Request) -> Response:
         """Describe the model: latent directions, metadata fields, grid, colours."""
-        return _unless_cached(request, model, "application/json")
+        library = service.library
+        said = describe.describe(service.atlas, service.run, library.info, library.topics)
+        response = unless_cached(request, Model.model_validate(said).model_dump_json().encode())
+        response.background = BackgroundTask(service.open_library)
+        return response
 
-    @router.get("/template.nii.gz", response_class=Response)
+    @router.get("/template.nii.gz", response_class=Response, responses=_file("application/gzip"))
     def get_template(request: Request) -> Response:
         """Return the T1 template, NIfTI in gzip."""
-        return _unless_cached(request, template, "application/gzip")
+        return unless_cached(request, template, "application/gzip")
+
+    @router.get("/regions", response_model=RegionNames, responses=MISSING)
+    def get_regions(request: Request) -> Response:
+        """Name the labels of /api/regions.bin."""
+        names = {str(label): name for label, name in _regions().names.items()}
+        said = RegionNames(names=names, source=regions.SOURCE, licence=regions.LICENCE)
+        return unless_cached(request, said.model_dump_json().encode())
+
+    @router.get(
+        "/regions.bin",
+        response_class=Response,
+        responses={**MISSING, **_file("application/octet-stream")},
+    )
+    def get_labels(request: Request) -> Response:
+        """Return one uint8 volume of labels, x fastest."""
+        found = _regions()
+        headers = {
+            "X-Atlas-Shape": json.dumps(found.labels.shape),
+            "X-Atlas-Affine": json.dumps(found.affine.tolist()),
+            "X-Atlas-Dtype": "|u1",
+        }
+        raw = found.labels.tobytes(order="F")
+        return unless_cached(request, raw, "application/octet-stream", headers)
+
+
+def _add_maps(router: APIRouter, service: Service) -> None:
+    """Add the routes that answer with volumes."""
+    atlas = service.atlas
 
     @router.post("/decode", response_class=Response, responses=BINARY)
-    async def decode(request: DecodeRequest) -> Response:
+    async def decode(body: DecodeRequest, client: Client = None) -> Response:
         """Decode one map."""
+        return await service.answer(body, partial(maps.decode, atlas, body), client)
 
-        def work() -> tuple[bytes, dict[str, str]]:
-            volume, imputed = atlas.decode_array(request.z, request.metadata, request.quantity)
-            raw, scale = pack(volume)
-            return raw, {
-                "X-Atlas-Shape": json.dumps(volume.shape),
-                "X-Atlas-Dtype": "<f2",
-                "X-Atlas-Scale": repr(scale),
-                "X-Atlas-Affine": affine,
-                "X-Atlas-Imputed": json.dumps(imputed),
-            }
+    @router.post("/counterfactual", response_class=Response, responses=BINARY)
+    async def counterfactual(body: CounterfactualRequest, client: Client = None) -> Response:
+        """Decode one code under two sets of metadata, and their difference."""
+        return await service.answer(body, partial(maps.counterfactual, atlas, body), client)
 
-        try:
-            raw, headers = await anyio.to_thread.run_sync(work, limiter=one_at_a_time)
-        except AtlasError as error:
-            raise HTTPException(422, str(error)) from None
-        return Response(raw, media_type="application/octet-stream", headers=headers)
+    @router.post("/strip", response_class=Response, responses=BINARY)
+    async def get_strip(body: StripRequest, client: Client = None) -> Response:
+        """Decode one slice for each value of a field."""
+        return await service.answer(body, partial(maps.strips, atlas, body), client, long=True)
 
-    return router
+    @router.post("/uncertainty", response_class=Response, responses=BINARY)
+    async def get_uncertainty(body: UncertaintyRequest, client: Client = None) -> Response:
+        """Decode the mean map and the standard deviations of three parts, which add up squared."""
+        return await service.answer(body, partial(maps.parts, atlas, body), client, long=True)
+
+    @router.post("/nifti", response_class=Response, responses=_file("application/gzip"))
+    async def nifti(body: NiftiRequest, client: Client = None) -> Response:
+        """Return one map as NIfTI in gzip."""
+        work = partial(maps.nifti, atlas, body)
+        return await service.answer(body, work, client, "application/gzip", long=True)
 
 
-def _unless_cached(request: Request, body: bytes, media_type: str) -> Response:
-    """Return the body with its ETag, or 304 where the browser has it already."""
-    headers = {
-        "ETag": f'"{hashlib.sha256(body).hexdigest()[:32]}"',
-        "Cache-Control": "no-cache",  # keep it, but ask: another run may be served here next
-    }
-    if request.headers.get("if-none-match") == headers["ETag"]:
-        return Response(status_code=304, headers=headers)
-    return Response(body, media_type=media_type, headers=headers)
+def _add_tables(router: APIRouter, service: Service) -> None:
+    """Add the routes that answer with numbers about maps."""
+    atlas = service.atlas
+
+    @router.post("/effect", response_model=EffectAnswer)
+    async def get_effect(body: EffectRequest, client: Client = None) -> Response:
+        """Measure the effect of one changed field beside its permutation null."""
+        studies = await service.studies()
+
+        def work() -> Answer:
+            found = effect.effect(atlas, body.z, body.metadata, body.changes, studies)
+            said = EffectAnswer.model_validate(found._asdict())
+            return Answer(said.model_dump_json().encode(), {})
+
+        return await service.answer(body, work, client, "application/json", long=True)
+
+    @router.post("/peaks", response_model=PeakTable)
+    async def get_peaks(body: PeaksRequest, client: Client = None) -> Response:
+        """List the peaks of the mean map with 90 % intervals."""
+
+        def work() -> Answer:
+            try:
+                named = regions.load()
+            except AtlasError:
+                named = None
+            found = peaks.peaks(
+                atlas,
+                body.z,
+                body.sd,
+                body.metadata,
+                body.parts,
+                body.samples,
+                body.seed,
+                body.most,
+                named,
+            )
+            said = PeakTable.model_validate({"peaks": [peak._asdict() for peak in found]})
+            return Answer(said.model_dump_json().encode(), {})
+
+        return await service.answer(body, work, client, "application/json", long=True)
+
+
+def _regions() -> regions.Regions:
+    try:
+        return regions.load()
+    except AtlasError as error:
+        raise HTTPException(404, str(error)) from None
+
+
+def _file(media_type: str) -> dict[int | str, dict[str, object]]:
+    """Describe a binary answer in the schema."""
+    content = {media_type: {"schema": {"type": "string", "format": "binary"}}}
+    return {200: {"content": content, "description": "the file"}}

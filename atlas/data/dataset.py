@@ -154,15 +154,14 @@ def write(
     return read(path)
 
 
-def read(path: Path | str) -> Dataset:
-    """Read a dataset folder.
+def check(path: Path) -> tuple[dict[str, Any], FieldTable]:
+    """Return dataset.json and its table of fields, once all files fit.
 
     Raises
     ------
     AtlasError
         Missing, empty, incomplete or changed folder; says which file and what to do.
     """
-    path = Path(path)
     if not path.is_dir():
         raise AtlasError(f"{path}: no such dataset folder; make one with atlas data prepare")
     for name in (*DATA_FILES, "dataset.json"):
@@ -185,6 +184,13 @@ def read(path: Path | str) -> Dataset:
             f"{path}: its files do not match the fingerprint in dataset.json (edited or damaged); "
             "make it again with atlas data prepare"
         )
+    return info, fields
+
+
+def read(path: Path | str) -> Dataset:
+    """Read a dataset folder; see `check` for what it refuses."""
+    path = Path(path)
+    info, fields = check(path)
     studies = records.read(path, fields)
     counts = [len(study.peaks_mm) for study in studies]
     peaks = np.concatenate([study.peaks_mm for study in studies] or [np.zeros((0, 3))])

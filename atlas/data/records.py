@@ -19,7 +19,7 @@ _TEXTS = ("id", "title", "authors", "journal", "doi")
 def write(folder: Path, studies: Sequence[Study], fields: FieldTable) -> None:
     """Write studies.parquet (one row a study) and peaks.parquet (one row a peak, float64 mm)."""
     pa, pq = require("pyarrow", "data"), require("pyarrow.parquet", "data")
-    pq.write_table(_studies_table(pa, studies, fields), folder / STUDIES)
+    pq.write_table(studies_table(studies, fields), folder / STUDIES)
     pq.write_table(_peaks_table(pa, studies), folder / PEAKS)
 
 
@@ -48,7 +48,7 @@ def read(folder: Path, fields: FieldTable) -> list[Study]:
                     peak_space=tuple(space[mine]),
                     peak_table=tuple(table[mine]),
                     peak_number=number[mine].astype(np.int64),
-                    metadata=_metadata(about, fields, k),
+                    metadata=metadata_of(about, fields, k),
                 )
             )
     except KeyError as error:
@@ -79,7 +79,9 @@ def _columns(path: Path) -> dict[str, list[Any]]:
         raise AtlasError(f"{path}: cannot be read: {line}; prepare it again") from None
 
 
-def _studies_table(pa: Any, studies: Sequence[Study], fields: FieldTable) -> Any:
+def studies_table(studies: Sequence[Study], fields: FieldTable) -> Any:
+    """Return studies.parquet as a pyarrow table: texts, number of peaks, ``field:NAME``."""
+    pa = require("pyarrow", "data")
     columns: dict[str, Any] = {
         name: pa.array([getattr(s, name) for s in studies], pa.string()) for name in _TEXTS
     }
@@ -111,7 +113,8 @@ def _peaks_table(pa: Any, studies: Sequence[Study]) -> Any:
     )
 
 
-def _metadata(columns: dict[str, list[Any]], fields: FieldTable, row: int) -> dict[str, Any]:
+def metadata_of(columns: dict[str, list[Any]], fields: FieldTable, row: int) -> dict[str, Any]:
+    """Return a row's metadata from the columns of studies.parquet; weights of 0 drop out."""
     out: dict[str, Value | None] = {}
     for field in fields:
         value = columns[f"field:{field.name}"][row]

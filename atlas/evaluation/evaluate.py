@@ -134,14 +134,18 @@ def own_dataset(run: Path, card: model_file.Card, dataset: Dataset | None) -> Da
 
 
 def find_dataset(run: Path) -> Dataset:
-    """Return the dataset of a run: RUN/dataset, else the folder named in environment.json."""
+    """Return the dataset of a run; see `dataset_folder`."""
+    return dataset_module.read(dataset_folder(run))
+
+
+def dataset_folder(run: Path) -> Path:
+    """Find a run's dataset: RUN/dataset, else the folder named in environment.json."""
     if (run / "dataset").is_dir():
-        return dataset_module.read(run / "dataset")
+        return run / "dataset"
     try:
-        path = json.loads((run / "environment.json").read_text())["dataset"]["path"]
+        return Path(json.loads((run / "environment.json").read_text())["dataset"]["path"])
     except (OSError, KeyError, TypeError, ValueError):
         raise AtlasError(f"{run}: does not say which dataset it used; give --data") from None
-    return dataset_module.read(path)
 
 
 def load_split(dataset: Dataset, split: str, card: model_file.Card) -> Split:

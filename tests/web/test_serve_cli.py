@@ -67,7 +67,7 @@ def test_extra_not_installed(served_run, monkeypatch, module):
 @pytest.mark.parametrize(
     ("arguments", "code", "line"),
     [
-        (["no-such-run", "--host", "0.0.0.0"], 2, "only this machine"),
+        (["no-such-run", "--host", "0.0.0.0"], 2, "give a --token"),
         (["no-such-run", "--port", "0"], 1, "no-such-run"),
     ],
 )

@@ -70,6 +70,16 @@ def read(data_dir: Path | None = None) -> tuple[list[Study], Provenance]:
     return studies, provenance
 
 
+def read_json(where: str, content: str) -> list[Study]:
+    """Read a studyset that is in memory; `where` names it in messages."""
+    return _studies(where, _json(where, content.encode()), [])
+
+
+def read_sleuth(where: str, content: str) -> list[Study]:
+    """Read Sleuth text that is in memory; `where` names it in messages."""
+    return _studies(where, sleuth.document({where: content}), [])
+
+
 def _document(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]], list[str]]:
     """Return one NIMADS document, the annotations beside it, and the names of what was read."""
     files = _load(path)
