@@ -430,6 +430,17 @@ def test_an_address_restores_the_state(viewer, address):
     viewer.open("")
 
 
+def test_an_address_that_makes_no_sense_opens_what_does(viewer):
+    viewer.open(
+        "#view=no&z=!!&sd=AA&m.year=soon&m.task=dreaming&m.nothing=1&to.year=1e9&parts=&fade=x"
+        "&mm=1,2&study=nobody&show=%00"
+    )
+    assert viewer.data("view") == "latent"
+    assert viewer.data("settled") == "true"
+    assert "decoded in" in viewer.page.inner_text("#status")
+    viewer.open("")
+
+
 def test_the_back_button_returns_to_the_view_before(viewer):
     before = viewer.sums()
     viewer.view("confidence")

@@ -1,7 +1,7 @@
 // What stands below the maps: the effect beside its null, the strip, the coverage, the peaks.
 
 import type { Effect, Model, Peak } from "./backend";
-import { byId, element, format } from "./dom";
+import { byId, element } from "./dom";
 import { coverage, nullPlot } from "./plots";
 import type { Vec3 } from "./volume";
 
@@ -11,10 +11,9 @@ export function showEffect(effect: Effect | string): void {
     byId("effect").replaceChildren(heading, element("p", { className: "note" }, effect));
     return;
   }
-  const size = element("p", {}, `The map moves by ${format(100 * effect.share)} % of its own size (root mean square over the brain).`);
   const rest = element("p", { className: effect.p !== null && effect.p < 0.05 ? "" : "null-effect" }, effect.sentence);
   const plot = nullPlot(effect);
-  byId("effect").replaceChildren(heading, size, rest, ...(plot ? [plot] : []));
+  byId("effect").replaceChildren(heading, rest, ...(plot ? [plot] : []));
 }
 
 export function showCoverage(model: Model): void {

@@ -8,14 +8,14 @@ import { connect } from "./connect";
 import { byId, element, format, paintTrack } from "./dom";
 import { LatentControls } from "./latent";
 import { Latest } from "./latest";
-import { MetadataControls } from "./metadata";
+import { legal, MetadataControls } from "./metadata";
 import { Panel, type Picture } from "./panel";
 import { picture, python, save } from "./save";
 import { load, StartPanel, type Loaded } from "./start";
 import { fromAddress, PARTS, toAddress, VIEWS, type State, type View } from "./state";
 import { StripView, valuesOf } from "./strip";
 import { hasWebGL2 } from "./viewer";
-import { combined, confidenceOf, labelAt, peakOf, resample, roundMaximum, type Vec3, type Volume } from "./volume";
+import { combined, confidenceOf, labelAt, peakOf, resample, type Vec3, type Volume } from "./volume";
 
 const REST = 250; // ms without a move after which a slider counts as released
 const SAMPLES = 24;
@@ -49,8 +49,6 @@ interface Job {
   quantity: Quantity;
 }
 
-type Limits = Record<"mean" | "sd", [number, number]>;
-
 class Page {
   private readonly panels: Panel[] = [];
   private readonly latent: LatentControls;
@@ -66,7 +64,7 @@ class Page {
   private answer: Answer | null = null;
   private answered: Job | null = null;
   private regions: Regions | null = null;
-  private limits: Limits;
+  private readonly limits: Record<"mean" | "sd", [number, number]>; // fixed: a colour means the same everywhere
   private mm: Vec3 = [0, 0, 0];
   private opening: Promise<void> = Promise.resolve();
   private resting: number | undefined;
@@ -123,7 +121,10 @@ class Page {
       this.state = { ...this.state, start: { kind: "prior" } };
       this.loaded = await load(this.backend, this.state.start);
     }
-    if (this.state.code && this.state.code.mean.length !== this.model.latent.size) this.state.code = null;
+    const { code, metadata, changes } = this.state;
+    if (code && code.mean.length !== this.model.latent.size) this.state.code = null;
+    this.state.metadata = metadata && legal(this.model, metadata);
+    this.state.changes = legal(this.model, changes);
     this.start.show(this.loaded);
     this.spreadControls();
     await this.switchTo(this.state.view);
@@ -461,12 +462,11 @@ class Page {
     return this.panels.slice(0, PANELS[this.state.view]).filter((panel) => panel.picture);
   }
 
-  /** What may come after the first map: names of regions, limits of the uncertainty. */
+  /** What may come after the first map: names of regions. */
   async complete(): Promise<void> {
-    const centre = await this.backend.decode({ z: null, sd: null, metadata: {} }, "sd");
-    this.limits.sd = [0, roundMaximum(centre.maps["sd"]!.values)];
-    if (this.model.regions.available) this.regions = await this.backend.regions();
-    if (this.answer) this.draw();
+    if (!this.model.regions.available) return;
+    this.regions = await this.backend.regions();
+    this.goTo(this.mm);
   }
 }
 

@@ -71,6 +71,24 @@ export class MetadataControls {
   }
 }
 
+/** Values without those that the model would refuse: an address may say anything. */
+export function legal<T extends Value | null>(model: Model, values: Record<string, T>): Record<string, T> {
+  const fields = new Map(model.fields.filter((field) => field.available).map((field) => [field.name, field]));
+  const fits = (field: Field, value: Value | null): boolean => {
+    if (value === null) return true;
+    if (typeof value === "number") {
+      return field.kind === "number" && value >= (field.low ?? -Infinity) && value <= (field.high ?? Infinity);
+    }
+    const names = typeof value === "string" ? [value] : Object.keys(value);
+    const known = new Set(field.categories?.map((category) => category.value));
+    return field.kind === "category" && names.length > 0 && names.every((name) => known.has(name));
+  };
+  return Object.fromEntries(Object.entries(values).filter(([name, value]) => {
+    const field = fields.get(name);
+    return field !== undefined && fits(field, value);
+  }));
+}
+
 function fieldset(field: Field, { prefix }: Kind, head: Node[], ...children: Node[]): HTMLElement {
   const label = element("label", { htmlFor: `${prefix}-${field.name}`, title: field.help }, field.label);
   if (field.unit) label.append(element("span", { className: "unit" }, ` ${field.unit}`));

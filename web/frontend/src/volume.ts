@@ -108,11 +108,3 @@ export function labelAt(regions: Regions, mm: Vec3): string | null {
   if (i < 0 || j < 0 || k < 0 || i >= shape[0] || j >= shape[1] || k >= shape[2]) return null;
   return regions.names[values[i + shape[0] * (j + shape[1] * k)]!] ?? null;
 }
-
-/** A round number above nearly every non-zero value. */
-export function roundMaximum(values: Float32Array): number {
-  const sorted = values.filter((x) => x > 0).sort();
-  const high = sorted[Math.floor(0.995 * (sorted.length - 1))] ?? 1;
-  const unit = 10 ** Math.floor(Math.log10(high));
-  return (Math.ceil((2 * high) / unit) / 2) * unit;
-}
