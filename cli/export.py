@@ -47,6 +47,7 @@ def _write_html(atlas: Atlas, run: Path | None, folder: Path) -> None:
     from atlas.explore import studies
     from atlas.web.app import STATIC
 
+    known: studies.Studies | str
     try:
         known = studies.bundled()
     except AtlasError as error:
