@@ -17,6 +17,7 @@ export class LocalModel {
     const megabytes = ((runtime.packed + model.packed) / 1e6).toFixed(1);
     this.worker.addEventListener("error", (event) => this.fail(event.message || "the decoder could not be started"));
     this.worker.addEventListener("message", ({ data }: MessageEvent<Message>) => {
+      if (this.failed) return; // the other file may still be coming
       if (data.kind === "progress") {
         const share = Math.floor(100 * data.share);
         onProgress(share < 100 ? `Loading the model: ${share} % of ${megabytes} MB` : "Starting the model …");
