@@ -78,7 +78,7 @@ def _weights(studies: Studies, rows: np.ndarray) -> tuple[np.ndarray, list[str]]
     words = topic_words() if studies.source == "neurosynth v7" else {}
     columns, labels = [], []
     for name in ("topics", "task"):
-        values, known = studies.values(name)
+        values, known = studies.values(studies.fields[name])
         if known[rows].any():
             columns.append(values[rows])
             labels += [words.get(c, c.replace("_", " ")) for c in studies.fields[name].categories]

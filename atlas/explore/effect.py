@@ -100,7 +100,7 @@ def effect(
         return unasked("Nothing moves, so there is nothing to test.")
     if studies is None:
         return unasked("There are no studies at hand to test it on.")
-    values, known = studies.values(field)
+    values, known = studies.values(atlas.fields[field])
     rows, held_out = studies.held_out(atlas)
     rows = rows[known[rows]]
     if len(rows) < LEAST:

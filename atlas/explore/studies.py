@@ -21,9 +21,7 @@ from atlas.contracts import Study
 from atlas.data import dataset, prepare, records
 from atlas.errors import AtlasError, require
 from atlas.inference import Atlas, Code
-from atlas.metadata import FieldTable
-
-MAIN = 1 / 3  # a category stands for a study's weights where it holds so much of them
+from atlas.metadata import Field, FieldTable
 
 
 class Row(NamedTuple):
@@ -115,12 +113,6 @@ class Studies:
             and (anytime or (row.year is not None and low <= row.year <= high))
         ]
 
-    def position(self, study_id: str) -> int:
-        """Row of a study, or AtlasError for an unknown id."""
-        if study_id not in self.row:
-            raise AtlasError(f"no study {study_id!r} in {self.source}")
-        return self.row[study_id]
-
     def peaks(self, row: int) -> np.ndarray:
         """Peaks of one study, (p, 3) float32, MNI mm."""
         return self.peaks_mm[self.offsets[row] : self.offsets[row + 1]]
@@ -144,20 +136,23 @@ class Studies:
         """Encode one study with all that is known of it."""
         return atlas.encode(self.peaks(row), self.metadata(row, atlas))
 
-    def values(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Return a field of every study as elements of the metadata vector.
+    def values(self, field: Field) -> tuple[np.ndarray, np.ndarray]:
+        """Return a model's field of every study, as elements of its metadata vector.
 
         Returns
         -------
         elements : (S, width) float64, NaN where missing
         known : (S,) bool
         """
-        field = self.fields[name]
-        column = self.table.column(f"field:{name}").combine_chunks()
+        column = self.table.column(f"field:{field.name}").combine_chunks()
         known = np.asarray(column.is_valid())
         out = np.full((len(self), field.width), np.nan)
         if field.kind == "category":
-            out[known] = np.asarray(column.flatten()).reshape(-1, field.width)
+            own = self.fields[field.name].categories
+            weights = np.asarray(column.flatten()).reshape(-1, len(own))
+            places = [own.index(c) if c in own else None for c in field.categories]
+            none = np.zeros(len(weights))
+            out[known] = np.transpose([none if p is None else weights[:, p] for p in places])
         else:
             raw = np.asarray(column.drop_null(), dtype=np.float64)
             centre = np.log(field.centre) if field.log else field.centre
@@ -195,20 +190,9 @@ def plain(text: str) -> str:
     return "".join(c for c in letters if not unicodedata.combining(c))
 
 
-def main_category(weights: dict[str, float] | None, least: float = 0.0) -> str | None:
-    """Return the heaviest category, if it weighs at least so much."""
-    name, weight = max((weights or {}).items(), key=lambda pair: pair[1], default=(None, 0.0))
-    return name if weight >= least else None
-
-
-def described(metadata: dict[str, Any]) -> dict[str, float | str]:
-    """Reduce weights to the one category that has a third of them; without one, nothing is said."""
-    out: dict[str, float | str] = {}
-    for name, value in metadata.items():
-        one = main_category(value, MAIN) if isinstance(value, dict) else value
-        if one is not None:
-            out[name] = one
-    return out
+def main_category(weights: dict[str, float] | None) -> str | None:
+    """Return the heaviest category; None without weights."""
+    return max(weights, key=weights.__getitem__) if weights else None
 
 
 def read(path: Path) -> Studies:

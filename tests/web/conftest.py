@@ -8,13 +8,17 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import uvicorn
 from fastapi import FastAPI
 
+from atlas.evaluation.evaluate import dataset_folder
+from atlas.explore.studies import read
 from atlas.inference import Atlas
 from atlas.web.app import create_app
+from atlas.web.library import find
 
 with warnings.catch_warnings():  # starlette would rather have httpx2, which is no dependency here
     warnings.simplefilter("ignore")
@@ -42,10 +46,17 @@ def client(client_of: Callable[[FastAPI], TestClient], served_atlas: Atlas) -> T
 
 
 @pytest.fixture(scope="session")
-def server(served_atlas: Atlas) -> Iterator[str]:
+def served_study(served_run: Path) -> Any:
+    """One of the studies beside the model: id, title, and what a list shows."""
+    return read(dataset_folder(served_run)).rows[7]
+
+
+@pytest.fixture(scope="session")
+def server(served_atlas: Atlas, served_run: Path) -> Iterator[str]:
     """Address of a real server on a free port."""
     listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(create_app(served_atlas), log_level="error", lifespan="off", ws="none")
+    app = create_app(served_atlas, run=served_run, library=find(served_run, None))
+    config = uvicorn.Config(app, log_level="error", lifespan="off", ws="none")
     uvicorn_server = uvicorn.Server(config)
     thread = threading.Thread(target=uvicorn_server.run, kwargs={"sockets": [listener]})
     thread.start()

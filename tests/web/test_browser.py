@@ -28,7 +28,7 @@ ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-SIZE = {"width": 1280, "height": 800}
+SIZE = {"width": 1000, "height": 680}  # two and three panels take whole pixels
 
 
 @pytest.fixture(scope="module")
@@ -154,9 +154,11 @@ def test_the_map_lies_where_it_belongs(browser, server, served_atlas, monkeypatc
     mm = np.array([30.0, 24.0, 42.0])
     grid = space.load(4)
     distance = np.linalg.norm(grid.centres_mm - mm, axis=1)
-    blob = grid.volume(20 * np.exp(-((distance / 8) ** 2)).astype(np.float32))
-    monkeypatch.setattr(served_atlas, "decode_array", lambda *_, **__: (blob, {}))
+    blob = 20 * np.exp(-((distance / 8) ** 2)).astype(np.float32)[None]
+    monkeypatch.setattr(served_atlas, "cells", lambda *_: (blob, blob))
     page = Viewer(browser.new_page(viewport=SIZE), server)
+    page.open("#mm=30,24,42")
+    page.slider("#latent input", 1.7)  # a map that nobody has kept
     pixels = page.pixels()
     page.page.close()
 
@@ -207,7 +209,7 @@ def test_a_metadata_slider_changes_the_picture(viewer, served_atlas):
     control = f"#field-{field['name']}"
     before, total = viewer.pixels(), viewer.sums()
     assert viewer.page.input_value(f"{control}-mode") == ""
-    assert "±" in viewer.page.inner_text(f"[data-field={field['name']}] output")
+    assert "±" in viewer.page.inner_text(f"#metadata [data-field={field['name']}] output")
     viewer.slider(control, 0)
     low, low_total = viewer.pixels(), viewer.sums()
     assert viewer.page.input_value(f"{control}-mode") == "known"
@@ -277,7 +279,7 @@ def test_clicking_a_slice_moves_the_crosshair(viewer):
 def test_fast_moves_end_at_the_last(viewer, served_atlas):
     first = served_atlas.describe()["latent"]["directions"][0]
     slider = viewer.page.locator("#latent input").first
-    asked = len(viewer.requests)
+    viewer.requests.clear()
     for step in range(30):
         slider.fill(str(round(-1.5 + 0.1 * step, 1)))
     viewer.rest()
@@ -285,7 +287,7 @@ def test_fast_moves_end_at_the_last(viewer, served_atlas):
     z[first["index"]] = 1.4 * first["sd"]
     volume, _ = served_atlas.decode_array(z.tolist(), {})
     assert viewer.sums()[0] == pytest.approx(volume.sum(dtype=float), rel=1e-3)
-    assert len(viewer.requests) - asked <= 30
+    assert 1 <= len([url for url in viewer.requests if url.endswith("/api/decode")]) <= 30
 
 
 def test_a_server_that_went_away_is_said(viewer):
@@ -330,15 +332,17 @@ def test_crosshairs_are_linked(viewer):
     assert all(changed(old, viewer.pixels(i)) > 50 for i, old in enumerate(before))
 
 
-def test_the_strip_moves_the_year(viewer):
+def test_the_strip_moves_a_number(viewer, served_atlas):
+    """The year, where the model knows it."""
+    name = number_field(served_atlas)["name"]
     viewer.view("counterfactual")
-    years = viewer.page.locator("#years .strip button")
-    assert years.count() >= 9
-    assert "extrapolated" in years.last.inner_text()
-    viewer.act(lambda: years.nth(3).click())
+    slices = viewer.page.locator("#years .strip button")
+    assert slices.count() >= 9
+    assert "extrapolated" in slices.last.inner_text()
+    viewer.act(lambda: slices.nth(3).click())
     value = viewer.page.locator("#years .strip [aria-current]").inner_text().split()[0]
-    assert f"to.year={value}" in viewer.page.url
-    assert viewer.page.inner_text("[data-view=counterfactual] [data-field=year] output") == value
+    assert f"to.{name}={value}" in viewer.page.url
+    assert viewer.page.inner_text(f"#changes [data-field={name}] output") == value
 
 
 def test_parts_of_the_uncertainty_add_up(viewer, served_atlas):
@@ -373,7 +377,8 @@ def test_the_table_of_peaks_goes_where_it_says(viewer):
     place = viewer.page.locator("#peak-table .place").first
     text = place.inner_text()
     place.click()
-    assert [round(x) for x in json.loads(viewer.data("mm"))] == [int(x) for x in text.split(",")]
+    place = [int(x) for x in text.split(",")]
+    assert np.abs(np.subtract(json.loads(viewer.data("mm")), place)).max() <= 0.5
 
 
 def test_a_study_gives_its_code_and_metadata(viewer, served_study):
@@ -411,9 +416,9 @@ def test_a_dropped_file_gives_a_code(viewer, tmp_path):
 
 
 ADDRESSES = [
-    "#show=sd&m.year=2005&mm=-42,20,28",
-    "#view=counterfactual&m.task=language&to.year=2012&to.task=&mm=10,-20,44",
-    "#view=confidence&parts=decoder+imputation&fade=1.5&m=&mm=0,0,40",
+    "#show=sd&m.n=25&mm=-42,20,28",
+    "#view=counterfactual&m.task=language&to.n=40&to.task=&mm=10,-20,44",
+    "#view=confidence&parts=decoder*imputation&fade=1.5&m=&mm=0,0,40",
 ]
 
 
@@ -432,7 +437,7 @@ def test_an_address_restores_the_state(viewer, address):
 
 def test_an_address_that_makes_no_sense_opens_what_does(viewer):
     viewer.open(
-        "#view=no&z=!!&sd=AA&m.year=soon&m.task=dreaming&m.nothing=1&to.year=1e9&parts=&fade=x"
+        "#view=no&z=!!&sd=AA&m.n=soon&m.task=dreaming&m.nothing=1&to.n=1e9&parts=&fade=x"
         "&mm=1,2&study=nobody&show=%00"
     )
     assert viewer.data("view") == "latent"
@@ -492,7 +497,7 @@ def test_it_follows_the_system_s_colours(browser, server, scheme):
     page.close()
 
 
-def test_downloads_are_what_is_shown(viewer, served_atlas, tmp_path):
+def test_downloads_are_what_is_shown(viewer, tmp_path, monkeypatch):
     def fetched(button: str):
         viewer.page.click("#downloads summary")
         with viewer.page.expect_download() as waiting:
@@ -510,9 +515,10 @@ def test_downloads_are_what_is_shown(viewer, served_atlas, tmp_path):
     viewer.page.click("#get-python")
     code = viewer.page.inner_text("#python pre")
     viewer.page.keyboard.press("Escape")
-    found: dict = {}
-    exec(code.replace("Atlas.load()", "served").replace("from atlas", "# "), {"served": served_atlas}, found)  # noqa: S102, E501
-    assert found["maps"].mean.get_fdata().sum() == pytest.approx(viewer.sums()[0], rel=1e-3)
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    made = nibabel.load(tmp_path / "mean.nii.gz").get_fdata().sum()
+    assert made == pytest.approx(viewer.sums()[0], rel=1e-3)
 
 
 def test_without_webgl2_the_page_says_so(browser, server):

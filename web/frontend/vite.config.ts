@@ -1,7 +1,20 @@
-import { defineConfig } from "vite";
+import { cpSync } from "node:fs";
+import { defineConfig, type Plugin } from "vite";
+
+// Swagger UI is a page of its own (public/swagger, at /docs): copied, not bundled.
+const swagger: Plugin = {
+  name: "swagger",
+  apply: "build",
+  closeBundle() {
+    const script = "swagger-ui-bundle.js";
+    for (const file of [script, `${script}.LICENSE.txt`, "swagger-ui.css", "LICENSE", "NOTICE"])
+      cpSync(`node_modules/swagger-ui-dist/${file}`, `../static/swagger/${file}`);
+  },
+};
 
 export default defineConfig({
   base: "./",
+  plugins: [swagger],
   // NiiVue reads zarr too; its WebAssembly decompressors (1.4 MB) have no use here.
   resolve: { alias: [{ find: /^numcodecs\/.*/, replacement: "/src/no-codec.ts" }] },
   worker: { format: "es" },
@@ -13,7 +26,7 @@ export default defineConfig({
     modulePreload: { polyfill: false },
     chunkSizeWarningLimit: 3000, // NiiVue
     // NiiVue apart: a new version of the page leaves the browser's copy of it alone.
-    rolldownOptions: { output: { advancedChunks: { groups: [{ name: "niivue", test: /node_modules\/(?!onnxruntime)/ }] } } },
+    rolldownOptions: { output: { codeSplitting: { groups: [{ name: "niivue", test: /node_modules\/(?!onnxruntime)/ }] } } },
     license: { fileName: "third-party-licenses.md" },
   },
   // `npm run dev` beside `atlas serve RUN`

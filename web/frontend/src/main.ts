@@ -275,8 +275,9 @@ class Page {
   private async compare(mine: number): Promise<void> {
     const { changes } = this.state;
     const why = this.backend.whyNot("effect");
-    if (why || !Object.keys(changes).length) {
-      showEffect(why ?? "Change a field to see how far the map moves.");
+    const changed = Object.keys(changes).length;
+    if (why || changed !== 1) {
+      showEffect(why ?? (changed ? "Chance is asked about one field at a time: change only one." : "Change a field to see how far the map moves."));
     } else {
       const effect = await this.backend.effect(this.point(), changes).catch((error: Error) => error.message);
       if (mine === this.asked) showEffect(effect);

@@ -49,6 +49,7 @@ export function python(point: Point, state: State, run: string | null): string {
   const numbers = (values: number[]): string => `[${values.map((x) => String(Number(x.toPrecision(5)))).join(", ")}]`;
   const text = (value: unknown): string => JSON.stringify(value).replaceAll("null", "None");
   const lines = [
+    ...(state.view === "confidence" ? ["from atlas.explore.uncertainty import uncertainty"] : []),
     "from atlas.inference import Atlas",
     "",
     `atlas = Atlas.load(${run === null ? "" : JSON.stringify(run)})`,
@@ -62,10 +63,10 @@ export function python(point: Point, state: State, run: string | null): string {
   } else if (state.view === "confidence") {
     lines.push(
       `sd = ${point.sd ? numbers(point.sd) : "None  # the code is known exactly"}`,
-      "parts = atlas.uncertainty(z, sd, metadata)",
-      `total = parts.total(${text(state.parts)})  # ${state.parts.join(" + ")}, as variances`,
-      'parts.mean.to_filename("mean.nii.gz")',
-      'total.to_filename("sd.nii.gz")');
+      "parts = uncertainty(atlas, z, sd, metadata)",
+      `total = parts.total(${text(state.parts)})  # variances add up`,
+      'atlas.space.image(atlas.space.volume(parts.mean)).to_filename("mean.nii.gz")',
+      'atlas.space.image(atlas.space.volume(total)).to_filename("sd.nii.gz")');
   } else {
     lines.push(
       "maps = atlas.decode(z, metadata)",

@@ -1,6 +1,6 @@
 // What the page shows, as one value; an address (the part after #) and back.
 
-import type { Code, Metadata, Part, Quantity, Value, Weights } from "./backend";
+import type { Code, Metadata, Part, Quantity, Value } from "./backend";
 import { fromText, toText } from "./float16";
 import type { Vec3 } from "./volume";
 
@@ -46,22 +46,17 @@ function valueToText(value: Value | null): string {
   if (typeof value === "number") return round(value);
   if (typeof value === "string") return value;
   return Object.entries(value)
-    .filter(([, weight]) => weight > 0)
-    .map(([name, weight]) => `${name}~${round(weight)}`)
-    .join("+");
+    .filter(([, weight]) => weight >= 0.0005)
+    .map(([name, weight]) => `${name}-${weight.toFixed(3)}`)
+    .join("*");
 }
 
 function valueFromText(text: string): Value | null {
   if (text === "") return null;
-  if (text.includes("~")) {
-    const weights: Weights = {};
-    for (const part of text.split("+")) {
-      const [name, weight] = part.split("~");
-      if (name && Number.isFinite(Number(weight))) weights[name] = Number(weight);
-    }
-    return weights;
-  }
-  return Number.isFinite(Number(text)) ? Number(text) : text;
+  if (Number.isFinite(Number(text))) return Number(text);
+  const parts = text.split("*").map((part) => /^(.+)-(\d+\.\d+)$/.exec(part));
+  if (!parts.every((part) => part !== null)) return text;
+  return Object.fromEntries(parts.map(([, name, weight]) => [name!, Number(weight)]));
 }
 
 export function toAddress(state: State): string {
@@ -85,7 +80,7 @@ export function toAddress(state: State): string {
   }
   for (const [name, value] of Object.entries(state.changes)) terms.set(`to.${name}`, valueToText(value));
   if (state.quantity !== FIRST.quantity) terms.set("show", state.quantity);
-  if (state.parts.length !== PARTS.length) terms.set("parts", state.parts.join("+"));
+  if (state.parts.length !== PARTS.length) terms.set("parts", state.parts.join("*"));
   if (state.fade > 0) terms.set("fade", round(state.fade));
   if (state.mm) terms.set("mm", state.mm.map((x) => x.toFixed(0)).join(","));
   return terms.toString();
@@ -110,7 +105,7 @@ export function fromAddress(text: string): State {
     if (key.startsWith("to.")) state.changes[key.slice(3)] = value;
   }
   if (terms.get("show") === "sd") state.quantity = "sd";
-  const parts = terms.get("parts")?.split("+");
+  const parts = terms.get("parts")?.split("*");
   if (parts) state.parts = PARTS.filter((part) => parts.includes(part));
   state.fade = Math.min(Math.max(Number(terms.get("fade")) || 0, 0), 5);
   const mm = terms.get("mm")?.split(",").map(Number);
