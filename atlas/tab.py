@@ -77,7 +77,8 @@ def write(
         labels = _write_regions(work / REGIONS, files)
         said = {
             **export.encoding(atlas),
-            "model": describe.describe(atlas, run, found),
+            # By its name: where it lies on this machine is nobody's business.
+            "model": {**describe.describe(atlas, run, found), "run": run and run.name},
             "fields": _rows(atlas),
             "regions": labels,
             "files": files,
@@ -128,22 +129,27 @@ def _write_studies(atlas: Atlas, path: Path, studies: Studies | str) -> dict[str
     """Write every study with its code, newest first; returns what the page says of them."""
     if isinstance(studies, str):
         return {"count": 0, "source": None, "reason": studies}
-    from .explore.studies import described
-
     out = []
     for row in studies.search():
-        position = studies.position(row.id)
+        position = studies.row[row.id]
         code = studies.code(position, atlas)
         parts = {"mean": code.mean, "sd": code.sd}
         out.append(
             {
                 **row._asdict(),
-                "metadata": described(studies.metadata(position, atlas)),
+                "metadata": {k: _short(v) for k, v in studies.metadata(position, atlas).items()},
                 "code": {k: [round(float(x), 4) for x in v] for k, v in parts.items()},
             }
         )
     path.write_text(json.dumps(out), encoding="utf-8")
     return {"count": len(out), "source": studies.source, "reason": None}
+
+
+def _short(value: Any) -> Any:
+    """Leave out weights that are 0; four digits of the others."""
+    if not isinstance(value, dict):
+        return value
+    return {name: round(weight, 4) for name, weight in value.items() if weight > 0}
 
 
 def _write_regions(path: Path, files: dict[str, dict[str, int]]) -> dict[str, Any] | None:

@@ -6,6 +6,7 @@ import page from "./vite.config";
 
 export default defineConfig({
   ...page,
+  plugins: [],
   publicDir: false,
   build: {
     outDir: "../static",

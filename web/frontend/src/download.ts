@@ -3,11 +3,12 @@
 
 import { toFloat16 } from "./float16";
 import type { Palette } from "./colours";
+import type { Picture } from "./panel";
 import type { Volume } from "./volume";
 
 export interface Parts {
   title: string;
-  maps: { title: string; map: Volume; palette: Palette; limits: readonly [number, number]; unit: string }[];
+  maps: Picture[];
   facts: [string, string][]; // where the maps come from, line by line
   mm: [number, number, number]; // the crosshair
   template: string; // address of the NIfTI file
@@ -29,6 +30,7 @@ export interface Inlined {
     step: Volume["step"];
     values: string; // float16 in base64, value = raw * scale
     scale: number;
+    opacity: string | null; // uint8 in base64, on the template's grid
   }[];
 }
 
@@ -43,9 +45,13 @@ export async function standalone(parts: Parts): Promise<Blob> {
     facts: parts.facts,
     mm: parts.mm,
     template: toBase64(new Uint8Array(template)),
-    maps: parts.maps.map(({ map: { values, ...grid }, ...about }) => {
+    maps: parts.maps.map(({ map: { values, ...grid }, opacity, ...about }) => {
       const scale = values.reduce((most, value) => Math.max(most, Math.abs(value)), 0) || 1;
-      return { ...about, ...grid, scale, values: toBase64(toFloat16(values.map((value) => value / scale))) };
+      return {
+        ...about, ...grid, scale,
+        values: toBase64(toFloat16(values.map((value) => value / scale))),
+        opacity: opacity ? toBase64(Uint8Array.from(opacity, (share) => Math.round(255 * share))) : null,
+      };
     }),
   };
   const data = JSON.stringify(inlined).replaceAll("<", "\\u003c"); // nothing in it ends the element

@@ -6,6 +6,7 @@ import type { Answer, Backend, Changes, Field, Model, Part, Point, Quantity, Reg
 import { showCoverage, showEffect, showPeaks } from "./details";
 import { connect } from "./connect";
 import { byId, element, format, paintTrack } from "./dom";
+import { standalone } from "./download";
 import { LatentControls } from "./latent";
 import { Latest } from "./latest";
 import { legal, MetadataControls } from "./metadata";
@@ -447,6 +448,17 @@ class Page {
     on("get-png", async () => {
       const caption = `${this.loaded.title} · ${this.model.name} ${this.model.version} · ${byId("mm").textContent ?? ""}`;
       save(await picture(this.shown(), caption), `${name()}.png`);
+    });
+    on("get-html", async () => {
+      const { title } = this.loaded;
+      const facts: [string, string][] = [
+        ["Model", `${this.model.name} ${this.model.version}`],
+        ["Code", title],
+        ["Metadata", JSON.stringify(this.point().metadata)],
+      ];
+      if (this.state.view === "counterfactual") facts.push(["Changed to", JSON.stringify(this.state.changes)]);
+      const maps = this.shown().map((panel) => panel.picture!);
+      save(await standalone({ title: `atlas · ${title}`, maps, facts, mm: this.mm, template: this.backend.template() }), `${name()}.html`);
     });
     on("get-python", () => {
       const dialog = byId<HTMLDialogElement>("python");

@@ -41,13 +41,17 @@ async function open(): Promise<void> {
     document.body.dataset["mm"] = JSON.stringify(mm);
     document.body.dataset["values"] = JSON.stringify(values);
   };
-  for (const [i, { values, scale, ...about }] of inlined.maps.entries()) {
+  for (const [i, { values, scale, opacity, shape, origin, step, ...about }] of inlined.maps.entries()) {
     const panel = panels[i]!;
     await panel.open(template, (mm) => goTo(mm, panel), () => {
       stage.textContent = "The browser dropped the graphics. Reload the page.";
     });
     panel.setSolid(panels.length === 1);
-    panel.show({ ...about, map: { shape: about.shape, origin: about.origin, step: about.step, values: fromFloat16(bytesOf(values).buffer, scale) } });
+    panel.show({
+      ...about,
+      map: { shape, origin, step, values: fromFloat16(bytesOf(values).buffer, scale) },
+      opacity: opacity ? Float32Array.from(bytesOf(opacity), (share) => share / 255) : null,
+    });
   }
   URL.revokeObjectURL(template);
   goTo(inlined.mm);
