@@ -17,6 +17,7 @@ export default defineConfig({
   plugins: [swagger],
   // NiiVue reads zarr too; its WebAssembly decompressors (1.4 MB) have no use here.
   resolve: { alias: [{ find: /^numcodecs\/.*/, replacement: "/src/no-codec.ts" }] },
+  worker: { format: "es" },
   build: {
     outDir: "../static",
     emptyOutDir: true,

@@ -4,13 +4,14 @@
 import "./style.css";
 import type { Answer, Backend, Changes, Field, Model, Part, Point, Quantity, Regions } from "./backend";
 import { showCoverage, showEffect, showPeaks } from "./details";
+import { connect } from "./connect";
 import { byId, element, format, paintTrack } from "./dom";
+import { standalone } from "./download";
 import { LatentControls } from "./latent";
 import { Latest } from "./latest";
 import { legal, MetadataControls } from "./metadata";
 import { Panel, type Picture } from "./panel";
 import { picture, python, save } from "./save";
-import { Server } from "./server";
 import { load, StartPanel, type Loaded } from "./start";
 import { fromAddress, PARTS, toAddress, VIEWS, type State, type View } from "./state";
 import { StripView, valuesOf } from "./strip";
@@ -448,6 +449,17 @@ class Page {
       const caption = `${this.loaded.title} · ${this.model.name} ${this.model.version} · ${byId("mm").textContent ?? ""}`;
       save(await picture(this.shown(), caption), `${name()}.png`);
     });
+    on("get-html", async () => {
+      const { title } = this.loaded;
+      const facts: [string, string][] = [
+        ["Model", `${this.model.name} ${this.model.version}`],
+        ["Code", title],
+        ["Metadata", JSON.stringify(this.point().metadata)],
+      ];
+      if (this.state.view === "counterfactual") facts.push(["Changed to", JSON.stringify(this.state.changes)]);
+      const maps = this.shown().map((panel) => panel.picture!);
+      save(await standalone({ title: `atlas · ${title}`, maps, facts, mm: this.mm, template: this.backend.template() }), `${name()}.html`);
+    });
     on("get-python", () => {
       const dialog = byId<HTMLDialogElement>("python");
       dialog.querySelector("pre")!.textContent = python(this.point(), this.state, this.model.run);
@@ -476,7 +488,7 @@ async function begin(): Promise<void> {
     stop("This browser has no WebGL2, which the viewer draws with. Try another browser, or switch hardware acceleration on.");
     return;
   }
-  const backend = new Server();
+  const backend = await connect((text) => report(text ?? ""));
   const opened = new Page(backend, await backend.model(), fromAddress(location.hash.slice(1)));
   Object.assign(window, { atlas: opened }); // for the console, and for what measures the page
   await opened.open();
