@@ -280,6 +280,8 @@ def test_effect_stands_beside_its_null(client, served_atlas):
     assert 0 < found["p"] <= 1
     assert found["studies"] >= 10
     assert "held-out studies" in found["sentence"]
+    unknown = client.post("/api/effect", json={"changes": {"shoe_size": None}})
+    assert "unknown metadata field 'shoe_size'" in unknown.json()["detail"]
     two = client.post("/api/effect", json={"changes": {"n": 20, "age": 30}})
     assert two.status_code == 422
     assert "one field at a time" in two.json()["detail"]
