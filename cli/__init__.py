@@ -27,6 +27,7 @@ COMMANDS = {
     "generate": "Decode a map for given metadata.",
     "counterfactual": "One study's code under other metadata.",
     "serve": "Open the viewer on a run.",
+    "export": "A model as ONNX, or as a page that needs no server.",
     "remote": "Jobs of train --remote: their pods, logs, results and bills.",
 }
 

@@ -19,7 +19,9 @@ Width = Annotated[float, Field(strict=True, ge=0, le=Z_LIMIT)]
 Sd = Annotated[list[Width], Field(max_length=MAX_LATENT)]
 Coordinate = Annotated[float, Field(strict=True, ge=-1000, le=1000)]
 Text = Annotated[StrictStr, Field(max_length=100)]
-Metadata = Annotated[dict[Text, Number | Text | None], Field(max_length=100)]
+Share = Annotated[float, Field(strict=True, ge=0, le=1e6)]
+Weights = Annotated[dict[Text, Share], Field(max_length=200)]  # of a field's categories
+Metadata = Annotated[dict[Text, Number | Text | Weights | None], Field(max_length=100)]
 Seed = Annotated[StrictInt, Field(ge=0, lt=2**31)]
 Samples = Annotated[StrictInt, Field(ge=2, le=64)]
 Quantity = Literal["mean", "sd"]
@@ -43,7 +45,8 @@ class Place(Body):
     z : list of float or None
         Latent code; None is the centre, all zeros.
     metadata : dict
-        Number or category by field name; fields left out or None are imputed.
+        Number, category or weights of categories by field name; fields left out or None are
+        imputed.
     """
 
     z: Code | None = None
@@ -206,6 +209,7 @@ class Model(Body):
     name: str
     unit: str
     version: str
+    run: str | None
     conditioned: bool
     latent: Latent
     fields: list[FieldControl]
@@ -250,12 +254,9 @@ class StudyList(Body):
 
 
 class Study(StudyRow):
-    """One study with its code.
+    """One study with its code; its metadata are what this model can use."""
 
-    Its metadata are what this model can use; of weights, the one category that has a third of them.
-    """
-
-    metadata: dict[str, float | str]
+    metadata: dict[str, float | str | dict[str, float]]
     code: CodeAnswer
 
 

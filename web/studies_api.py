@@ -63,10 +63,9 @@ def _add_search(router: APIRouter, service: Service) -> None:
             raise HTTPException(404, f"no such study in {studies.source}")
 
         def work() -> Answer:
-            from atlas.explore.studies import described
 
             row, code = studies.rows[position], studies.code(position, service.atlas)
-            metadata = described(studies.metadata(position, service.atlas))
+            metadata = studies.metadata(position, service.atlas)
             said = Study(**row._asdict(), metadata=metadata, code=_code(code))
             return Answer(said.model_dump_json().encode(), {})
 

@@ -19,7 +19,7 @@ def describe(
     studies: dict[str, Any],
     topics: directions.Topics | None = None,
 ) -> dict[str, Any]:
-    """Extend `Atlas.describe` by topics, coverage, studies and regions.
+    """Extend `Atlas.describe` by its folder, topics, coverage, studies and regions.
 
     Parameters
     ----------
@@ -38,6 +38,7 @@ def describe(
     why_not = _why_no_regions()
     return {
         **out,
+        "run": None if run is None else str(run),
         "coverage": coverage(run),
         "studies": studies,
         "regions": {"available": why_not is None, "reason": why_not},

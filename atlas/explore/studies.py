@@ -23,8 +23,6 @@ from atlas.errors import AtlasError, require
 from atlas.inference import Atlas, Code
 from atlas.metadata import Field, FieldTable
 
-MAIN = 1 / 3  # a category stands for a study's weights where it holds so much of them
-
 
 class Row(NamedTuple):
     """What a list of studies shows of one."""
@@ -194,20 +192,9 @@ def plain(text: str) -> str:
     return "".join(c for c in letters if not unicodedata.combining(c))
 
 
-def main_category(weights: dict[str, float] | None, least: float = 0.0) -> str | None:
-    """Return the heaviest category, if it weighs at least so much."""
-    name, weight = max((weights or {}).items(), key=lambda pair: pair[1], default=(None, 0.0))
-    return name if weight >= least else None
-
-
-def described(metadata: dict[str, Any]) -> dict[str, float | str]:
-    """Reduce weights to the one category that has a third of them; without one, nothing is said."""
-    out: dict[str, float | str] = {}
-    for name, value in metadata.items():
-        one = main_category(value, MAIN) if isinstance(value, dict) else value
-        if one is not None:
-            out[name] = one
-    return out
+def main_category(weights: dict[str, float] | None) -> str | None:
+    """Return the heaviest category; None without weights."""
+    return max(weights, key=weights.__getitem__) if weights else None
 
 
 def read(path: Path) -> Studies:

@@ -101,10 +101,12 @@ class DirectDecoder(nn.Module):
     """
 
     near: Tensor
+    near_N: Tensor
 
     def __init__(self, config: ModelConfig, fields_width: int, near: Tensor) -> None:
         super().__init__()
         self.register_buffer("near", near, persistent=False)
+        self.register_buffer("near_N", near.flatten().nonzero()[:, 0], persistent=False)
         self.code = nn.Linear(config.latent, config.direct)
         self.tell = nn.Linear(2 * fields_width, config.direct)
         self.hidden = Hidden(config.direct, config.dropout)
@@ -117,9 +119,10 @@ class DirectDecoder(nn.Module):
         """Mix the maps for a code and its metadata."""
         told_BH = self.tell(_rooted(m_BM, torch.ones_like(m_BM)))
         logits_BN = self.maps(self.weigh(self.hidden(self.code(z_BD) + told_BH)))
-        out = logits_BN.new_zeros(len(z_BD), 1, *self.near.shape)
-        out[:, 0, self.near] = logits_BN
-        return out
+        # By index: ONNX cannot express an assignment through a mask.
+        out = logits_BN.new_zeros(z_BD.shape[0], self.near.numel())
+        out = out.scatter(1, self.near_N.expand_as(logits_BN), logits_BN)
+        return out.view(-1, 1, *self.near.shape)
 
 
 class Encoder(nn.Module):

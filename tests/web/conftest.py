@@ -8,10 +8,13 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import uvicorn
 
+from atlas.evaluation.evaluate import dataset_folder
+from atlas.explore.studies import read
 from atlas.inference import Atlas
 from atlas.web.app import create_app
 from atlas.web.library import find
@@ -43,6 +46,12 @@ def client(
     """The run's model beside its own dataset."""
     library = find(served_run, None)
     return client_of(create_app(served_atlas, run=served_run, library=library))
+
+
+@pytest.fixture(scope="session")
+def served_study(served_run: Path) -> Any:
+    """One of the studies beside the model: id, title, and what a list shows."""
+    return read(dataset_folder(served_run)).rows[7]
 
 
 @pytest.fixture(scope="session")

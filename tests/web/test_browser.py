@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 from collections.abc import Iterator
-from urllib.parse import urlparse
+from urllib.parse import parse_qsl, urlparse
 
+import nibabel
 import numpy as np
 import pytest
 from PIL import Image
@@ -26,7 +28,7 @@ ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-SIZE = {"width": 1280, "height": 800}
+SIZE = {"width": 1000, "height": 680}  # two and three panels take whole pixels
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +54,13 @@ class Viewer:
         page.on("request", lambda request: self.requests.append(request.url))
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
         page.on("console", self._hear)
-        page.goto(server)
-        page.wait_for_selector("body[data-ready=true]", timeout=60_000)
+        self.server = server
+        self.open("")
+
+    def open(self, address: str) -> None:
+        """Load the page at an address, as from a link."""
+        self.page.goto("about:blank")
+        self.page.goto(f"{self.server}/{address}")
         self.rest()
 
     def _hear(self, message) -> None:
@@ -76,9 +83,16 @@ class Viewer:
         )
         self.rest()
 
-    def pixels(self) -> np.ndarray:
-        shot = self.page.locator("#canvas").screenshot()
+    def pixels(self, panel: int = 0) -> np.ndarray:
+        shot = self.page.locator("#stage .slices canvas").nth(panel).screenshot()
         return np.asarray(Image.open(io.BytesIO(shot)).convert("RGB")).astype(int)
+
+    def sums(self) -> list[float]:
+        """Sum of the map of each panel."""
+        return json.loads(self.data("sums"))
+
+    def view(self, name: str) -> None:
+        self.act(lambda: self.page.click(f"#tab-{name}"))
 
     def slider(self, selector: str, value: float) -> None:
         self.act(lambda: self.page.locator(selector).first.fill(str(value)))
@@ -92,7 +106,10 @@ def one_page(browser, server) -> Viewer:
 @pytest.fixture
 def viewer(one_page) -> Viewer:
     """The page as after loading. Loading itself takes seconds where the processor draws."""
-    one_page.page.check("input[value=mean]", force=True)
+    if one_page.data("view") != "latent":
+        one_page.view("latent")
+    one_page.page.check("input[value=prior]", force=True)
+    one_page.page.check("input[name=quantity][value=mean]", force=True)
     one_page.act(lambda: one_page.page.click("#reset"))
     one_page.complaints.clear()
     return one_page
@@ -102,6 +119,12 @@ def changed(before: np.ndarray, after: np.ndarray) -> int:
     """Count the pixels that differ visibly."""
     assert before.shape == after.shape
     return int((np.abs(before - after).max(axis=-1) > 3).sum())
+
+
+def colourful(pixels: np.ndarray) -> int:
+    """Count pixels of the maps' warm and cold colours; crosshair and brain are neither."""
+    red, blue = pixels[..., 0] - pixels[..., 1], pixels[..., 2] - pixels[..., 0]
+    return int(((red > 60) | ((blue > 60) & (pixels[..., 1] < 190))).sum())
 
 
 def number_field(atlas) -> dict:
@@ -131,9 +154,11 @@ def test_the_map_lies_where_it_belongs(browser, server, served_atlas, monkeypatc
     mm = np.array([30.0, 24.0, 42.0])
     grid = space.load(4)
     distance = np.linalg.norm(grid.centres_mm - mm, axis=1)
-    blob = grid.volume(20 * np.exp(-((distance / 8) ** 2)).astype(np.float32))
-    monkeypatch.setattr(served_atlas, "decode_array", lambda *_: (blob, {}))
+    blob = 20 * np.exp(-((distance / 8) ** 2)).astype(np.float32)[None]
+    monkeypatch.setattr(served_atlas, "cells", lambda *_: (blob, blob))
     page = Viewer(browser.new_page(viewport=SIZE), server)
+    page.open("#mm=30,24,42")
+    page.slider("#latent input", 1.7)  # a map that nobody has kept
     pixels = page.pixels()
     page.page.close()
 
@@ -168,13 +193,13 @@ def test_the_template_is_drawn(viewer):
 
 
 def test_a_latent_slider_changes_the_picture(viewer):
-    before, total = viewer.pixels(), viewer.data("imageSum")
+    before, total = viewer.pixels(), viewer.sums()
     viewer.slider("#latent input", 3)
     after = viewer.pixels()
-    assert viewer.data("imageSum") != total
+    assert viewer.sums() != total
     assert changed(before, after) > 20
     viewer.act(lambda: viewer.page.click("#reset"))
-    assert viewer.data("imageSum") == total
+    assert viewer.sums() == total
     assert changed(before, viewer.pixels()) == 0
     assert viewer.complaints == []
 
@@ -182,16 +207,17 @@ def test_a_latent_slider_changes_the_picture(viewer):
 def test_a_metadata_slider_changes_the_picture(viewer, served_atlas):
     field = number_field(served_atlas)
     control = f"#field-{field['name']}"
-    before, total = viewer.pixels(), viewer.data("imageSum")
-    assert "imputed" in viewer.page.inner_text(f"[data-field={field['name']}] output")
+    before, total = viewer.pixels(), viewer.sums()
+    assert viewer.page.input_value(f"{control}-mode") == ""
+    assert "±" in viewer.page.inner_text(f"#metadata [data-field={field['name']}] output")
     viewer.slider(control, 0)
-    low, low_total = viewer.pixels(), viewer.data("imageSum")
-    assert viewer.page.is_checked(f"{control}-known")
+    low, low_total = viewer.pixels(), viewer.sums()
+    assert viewer.page.input_value(f"{control}-mode") == "known"
     viewer.slider(control, viewer.page.get_attribute(control, "max"))
     assert changed(low, viewer.pixels()) > 20
-    assert len({total, low_total, viewer.data("imageSum")}) == 3
-    viewer.act(lambda: viewer.page.uncheck(f"{control}-known"))
-    assert viewer.data("imageSum") == total
+    assert len({total[0], low_total[0], viewer.sums()[0]}) == 3
+    viewer.act(lambda: viewer.page.select_option(f"{control}-mode", ""))
+    assert viewer.sums() == total
     assert changed(before, viewer.pixels()) == 0
 
 
@@ -199,11 +225,11 @@ def test_a_category_changes_the_map(viewer, served_atlas):
     fields = served_atlas.describe()["fields"]
     field = next(f for f in fields if f["kind"] == "category" and f["available"])
     control = f"#field-{field['name']}"
-    total = viewer.data("imageSum")
+    total = viewer.sums()
     viewer.act(lambda: viewer.page.select_option(control, field["categories"][3]["value"]))
-    assert viewer.data("imageSum") != total
+    assert viewer.sums() != total
     viewer.act(lambda: viewer.page.select_option(control, ""))
-    assert viewer.data("imageSum") == total
+    assert viewer.sums() == total
 
 
 def test_a_field_that_training_never_saw_is_disabled_and_says_why(viewer, served_atlas):
@@ -212,15 +238,16 @@ def test_a_field_that_training_never_saw_is_disabled_and_says_why(viewer, served
     for field in missing:
         control = viewer.page.locator(f"#field-{field['name']}")
         assert control.is_disabled()
-        assert field["reason"] in viewer.page.inner_text(f"[data-field={field['name']}]")
+        text = viewer.page.text_content(f"#metadata [data-field={field['name']}]")
+        assert field["reason"] in text
 
 
 def test_uncertainty_is_another_picture_with_its_own_bar(viewer):
-    before, bar = viewer.pixels(), viewer.page.inner_text(".colorbar")
+    bar = ".panel:first-of-type .colorbar"
+    before, text = viewer.pixels(), viewer.page.inner_text(bar)
     viewer.act(lambda: viewer.page.check("input[value=sd]", force=True))
-    assert viewer.data("quantity") == "sd"
     assert changed(before, viewer.pixels()) > 1000
-    assert viewer.page.inner_text(".colorbar") != bar
+    assert viewer.page.inner_text(bar) != text
 
 
 @pytest.mark.parametrize("quantity", ["mean", "sd"])
@@ -252,15 +279,15 @@ def test_clicking_a_slice_moves_the_crosshair(viewer):
 def test_fast_moves_end_at_the_last(viewer, served_atlas):
     first = served_atlas.describe()["latent"]["directions"][0]
     slider = viewer.page.locator("#latent input").first
-    asked = len(viewer.requests)
+    viewer.requests.clear()
     for step in range(30):
         slider.fill(str(round(-1.5 + 0.1 * step, 1)))
     viewer.rest()
     z = np.zeros(served_atlas.latent)
     z[first["index"]] = 1.4 * first["sd"]
     volume, _ = served_atlas.decode_array(z.tolist(), {})
-    assert float(viewer.data("imageSum")) == pytest.approx(volume.sum(dtype=float), rel=1e-3)
-    assert len(viewer.requests) - asked <= 30
+    assert viewer.sums()[0] == pytest.approx(volume.sum(dtype=float), rel=1e-3)
+    assert 1 <= len([url for url in viewer.requests if url.endswith("/api/decode")]) <= 30
 
 
 def test_a_server_that_went_away_is_said(viewer):
@@ -271,6 +298,232 @@ def test_a_server_that_went_away_is_said(viewer):
     viewer.page.unroute("**/api/decode")
     viewer.act(lambda: viewer.page.click("#reset"))
     assert "decoded in" in viewer.page.inner_text("#status")
+
+
+def test_a_counterfactual_stands_beside_the_fact(viewer, served_atlas):
+    """Nothing changed: no difference, and no colour in its panel. A task changed: both."""
+    viewer.view("counterfactual")
+    same, fact = viewer.sums(), viewer.pixels(0)
+    assert same[0] == same[1] and same[2] == 0
+    assert changed(fact, viewer.pixels(1)) == 0
+    assert colourful(viewer.pixels(2)) == 0
+    assert "Change a field" in viewer.page.inner_text("#effect")
+
+    category = served_atlas.field("task").categories[3]
+    viewer.act(lambda: viewer.page.select_option("#change-task", category))
+    moved = viewer.sums()
+    expected = served_atlas.counterfactual(None, {}, {"task": category})
+    assert moved[0] == pytest.approx(same[0])
+    assert moved[1] == pytest.approx(expected.counterfactual.mean.get_fdata().sum(), rel=1e-3)
+    assert "%" in viewer.page.inner_text("#effect")
+    assert changed(fact, viewer.pixels(0)) == 0  # the fact stays
+    assert viewer.complaints == []
+
+    difference = expected.difference.get_fdata()
+    place = np.unravel_index(np.abs(difference).argmax(), difference.shape)
+    mm = nibabel.affines.apply_affine(expected.difference.affine, place)
+    viewer.open(f"#view=counterfactual&to.task={category}&mm={','.join(f'{x:.0f}' for x in mm)}")
+    viewer.page.check("input[name=zoom][value='16']", force=True)
+    assert colourful(viewer.pixels(2)) > 0
+    viewer.open("")
+
+
+def test_crosshairs_are_linked(viewer):
+    viewer.view("counterfactual")
+    before = [viewer.pixels(i) for i in range(3)]
+    viewer.page.focus("#canvas-1")
+    for _ in range(6):
+        viewer.page.keyboard.press("ArrowLeft")
+    assert all(changed(old, viewer.pixels(i)) > 50 for i, old in enumerate(before))
+
+
+def test_the_strip_moves_a_number(viewer, served_atlas):
+    """The year, where the model knows it."""
+    name = number_field(served_atlas)["name"]
+    viewer.view("counterfactual")
+    slices = viewer.page.locator("#years .strip button")
+    assert slices.count() >= 9
+    assert "extrapolated" in slices.last.inner_text()
+    viewer.act(lambda: slices.nth(3).click())
+    value = viewer.page.locator("#years .strip [aria-current]").inner_text().split()[0]
+    assert f"to.{name}={value}" in viewer.page.url
+    assert viewer.page.inner_text(f"#changes [data-field={name}] output") == value
+
+
+def test_parts_of_the_uncertainty_add_up(viewer, served_atlas):
+    viewer.view("confidence")
+    every = viewer.sums()
+    decoder, _ = served_atlas.decode_array(None, {}, "sd")
+    assert every[1] >= 0.99 * decoder.sum()
+    for part in ("posterior", "imputation"):
+        viewer.act(lambda part=part: viewer.page.uncheck(f"#part-{part}"))
+    alone = viewer.sums()
+    assert alone[0] == every[0]
+    assert alone[1] == pytest.approx(decoder.sum(), rel=5e-3)
+    viewer.act(lambda: viewer.page.uncheck("#part-decoder"))
+    assert viewer.sums()[1] == 0
+    for part in ("posterior", "imputation", "decoder"):
+        viewer.act(lambda part=part: viewer.page.check(f"#part-{part}"))
+    assert viewer.sums() == every
+
+
+def test_what_is_uncertain_fades(viewer):
+    viewer.view("confidence")
+    solid = viewer.pixels()
+    viewer.page.locator("#fade").fill("3")
+    faded = viewer.pixels()
+    assert colourful(faded) < colourful(solid)
+    viewer.page.locator("#fade").fill("0")
+    assert changed(solid, viewer.pixels()) == 0
+
+
+def test_the_table_of_peaks_goes_where_it_says(viewer):
+    viewer.view("confidence")
+    place = viewer.page.locator("#peak-table .place").first
+    text = place.inner_text()
+    place.click()
+    place = [int(x) for x in text.split(",")]
+    assert np.abs(np.subtract(json.loads(viewer.data("mm")), place)).max() <= 0.5
+
+
+def test_a_study_gives_its_code_and_metadata(viewer, served_study):
+    viewer.page.check("input[name=start][value=study]", force=True)
+    viewer.page.fill("#search", served_study.title)
+    row = viewer.page.locator(".found button.row").first
+    viewer.act(row.click)
+    assert served_study.title in viewer.page.inner_text("#start-title")
+    assert f"study={served_study.id}" in viewer.page.url
+    assert viewer.page.locator("#latent output").first.inner_text() != "0"
+    mine = viewer.sums()
+    viewer.open(viewer.page.url.removeprefix(viewer.server + "/"))
+    assert viewer.sums() == mine
+    viewer.open("")
+
+
+def test_peaks_give_a_code_and_mistakes_a_line(viewer):
+    centre = viewer.sums()
+    viewer.page.check("input[name=start][value=peaks]", force=True)
+    viewer.page.fill("#peaks", "-42 20 28\n44, 60")
+    viewer.page.click("text=Encode peaks")
+    assert "Line 2" in viewer.page.inner_text("#start-note")
+    viewer.page.fill("#peaks", "-42 20 28\n44, -60, 40\n-30;-90;0")
+    viewer.act(lambda: viewer.page.click("text=Encode peaks"))
+    assert "3 peaks" in viewer.page.inner_text("#start-title")
+    assert viewer.sums() != centre
+
+
+def test_a_dropped_file_gives_a_code(viewer, tmp_path):
+    file = tmp_path / "mine.tsv"
+    file.write_text("x\ty\tz\n-42\t20\t28\n44\t-60\t40\n")
+    viewer.page.check("input[name=start][value=peaks]", force=True)
+    viewer.act(lambda: viewer.page.set_input_files("#file", file))
+    assert "2 peaks" in viewer.page.inner_text("#start-title")
+
+
+ADDRESSES = [
+    "#show=sd&m.n=25&mm=-42,20,28",
+    "#view=counterfactual&m.task=language&to.n=40&to.task=&mm=10,-20,44",
+    "#view=confidence&parts=decoder*imputation&fade=1.5&m=&mm=0,0,40",
+]
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
+def test_an_address_restores_the_state(viewer, address):
+    viewer.open(address)
+    assert dict(parse_qsl(urlparse(viewer.page.url).fragment, keep_blank_values=True)) == dict(
+        parse_qsl(address[1:], keep_blank_values=True)
+    )
+    sums, mm = viewer.sums(), viewer.data("mm")
+    viewer.open(viewer.page.url.removeprefix(viewer.server + "/"))
+    assert (viewer.sums(), viewer.data("mm")) == (sums, mm)
+    assert viewer.complaints == []
+    viewer.open("")
+
+
+def test_an_address_that_makes_no_sense_opens_what_does(viewer):
+    viewer.open(
+        "#view=no&z=!!&sd=AA&m.n=soon&m.task=dreaming&m.nothing=1&to.n=1e9&parts=&fade=x"
+        "&mm=1,2&study=nobody&show=%00"
+    )
+    assert viewer.data("view") == "latent"
+    assert viewer.data("settled") == "true"
+    assert "decoded in" in viewer.page.inner_text("#status")
+    viewer.open("")
+
+
+def test_the_back_button_returns_to_the_view_before(viewer):
+    before = viewer.sums()
+    viewer.view("confidence")
+    viewer.act(viewer.page.go_back)
+    assert viewer.data("view") == "latent"
+    assert viewer.sums() == before
+
+
+def test_views_and_sliders_by_keyboard(viewer):
+    viewer.page.focus("#tab-latent")
+    viewer.act(lambda: viewer.page.keyboard.press("ArrowRight"))
+    assert viewer.data("view") == "counterfactual"
+    assert viewer.page.get_attribute("#tab-counterfactual", "aria-selected") == "true"
+    viewer.act(lambda: viewer.page.keyboard.press("ArrowLeft"))
+    total = viewer.sums()
+    viewer.page.focus("#latent input")
+    viewer.act(lambda: viewer.page.keyboard.press("End"))
+    assert viewer.sums() != total
+
+
+def test_every_control_has_a_name(viewer):
+    """What a screen reader says of each control that is there."""
+    nameless = """() => [...document.querySelectorAll('input, select, textarea, button, canvas[tabindex]')]
+      .filter(n => !(n.labels?.length || n.getAttribute('aria-label') || n.textContent.trim()))
+      .map(n => n.outerHTML)"""  # noqa: E501
+    for view in ("counterfactual", "confidence", "latent"):
+        viewer.view(view)
+        assert viewer.page.evaluate(nameless) == []
+
+
+@pytest.mark.parametrize("size", [(390, 844), (820, 1180)])
+def test_it_fits_a_narrow_screen(browser, server, size):
+    page = Viewer(browser.new_page(viewport={"width": size[0], "height": size[1]}), server)
+    for view in ("latent", "counterfactual", "confidence"):
+        if view != "latent":
+            page.view(view)
+        assert page.page.evaluate("document.documentElement.scrollWidth") <= size[0]
+        assert (page.pixels().max(axis=-1) > 80).mean() > 0.03  # the brain is drawn
+    page.page.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_follows_the_system_s_colours(browser, server, scheme):
+    page = browser.new_page(color_scheme=scheme)
+    page.goto(server)
+    background = page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
+    level = sum(int(x) for x in re.findall(r"\d+", background)[:3]) / 3
+    assert (level > 128) == (scheme == "light")
+    page.close()
+
+
+def test_downloads_are_what_is_shown(viewer, tmp_path, monkeypatch):
+    def fetched(button: str):
+        viewer.page.click("#downloads summary")
+        with viewer.page.expect_download() as waiting:
+            viewer.page.click(button)
+        path = tmp_path / waiting.value.suggested_filename
+        waiting.value.save_as(path)
+        return path
+
+    viewer.slider("#latent input", 2)
+    image = nibabel.load(fetched("#get-nifti"))
+    assert image.get_fdata().sum() == pytest.approx(viewer.sums()[0], rel=1e-3)
+    picture = np.asarray(Image.open(fetched("#get-png")).convert("RGB")).astype(int)
+    assert colourful(picture) > 500
+    viewer.page.click("#downloads summary")
+    viewer.page.click("#get-python")
+    code = viewer.page.inner_text("#python pre")
+    viewer.page.keyboard.press("Escape")
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    made = nibabel.load(tmp_path / "mean.nii.gz").get_fdata().sum()
+    assert made == pytest.approx(viewer.sums()[0], rel=1e-3)
 
 
 def test_without_webgl2_the_page_says_so(browser, server):

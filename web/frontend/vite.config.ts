@@ -17,6 +17,7 @@ export default defineConfig({
   plugins: [swagger],
   // NiiVue reads zarr too; its WebAssembly decompressors (1.4 MB) have no use here.
   resolve: { alias: [{ find: /^numcodecs\/.*/, replacement: "/src/no-codec.ts" }] },
+  worker: { format: "es" },
   build: {
     outDir: "../static",
     emptyOutDir: true,
@@ -24,6 +25,8 @@ export default defineConfig({
     assetsInlineLimit: 0, // every asset its own file: the page allows no inline source
     modulePreload: { polyfill: false },
     chunkSizeWarningLimit: 3000, // NiiVue
+    // NiiVue apart: a new version of the page leaves the browser's copy of it alone.
+    rolldownOptions: { output: { codeSplitting: { groups: [{ name: "niivue", test: /node_modules\/(?!onnxruntime)/ }] } } },
     license: { fileName: "third-party-licenses.md" },
   },
   // `npm run dev` beside `atlas serve RUN`

@@ -4,7 +4,8 @@
 import type { Vec3, Volume } from "./volume";
 
 export type Quantity = "mean" | "sd";
-export type Value = number | string;
+export type Weights = Record<string, number>; // of the categories of a field
+export type Value = number | string | Weights;
 export type Metadata = Record<string, Value>;
 
 export interface Direction {
@@ -34,6 +35,7 @@ export interface Model {
   name: string;
   unit: string;
   version: string;
+  run: string | null; // folder of the run, for Atlas.load(); null: the released model
   latent: { size: number; directions: Direction[] };
   fields: Field[];
   grid: { shape: number[]; affine: number[][] };
@@ -84,7 +86,7 @@ export interface Entry {
   code: Code;
 }
 
-export type Imputed = { mean: number; sd: number } | { weights: Record<string, number> };
+export type Imputed = { mean: number; sd: number } | { weights: Weights };
 
 /** Maps by name, and what went into them. */
 export interface Answer {
@@ -128,9 +130,11 @@ export interface Regions {
   labels: { shape: Vec3; origin: Vec3; step: Vec3; values: Uint8Array };
 }
 
+export type Changes = Record<string, Value | null>; // null: back to the imputer
+
 export interface Backend {
-  /** Null, or why this back end cannot do what the name says: "studies", "encode", "effect" ... */
-  why_not(what: "encode" | "effect" | "nifti"): string | null;
+  /** Null, or why this back end cannot do it, in a sentence. */
+  whyNot(what: "encode" | "effect" | "nifti"): string | null;
   model(): Promise<Model>;
   template(): string; // address of the NIfTI template
   regions(): Promise<Regions | null>;
@@ -140,11 +144,11 @@ export interface Backend {
   encodeFile(file: File): Promise<{ entries: Entry[]; note: string }>;
   decode(point: Point, quantity: Quantity): Promise<Answer>; // "mean" or "sd"
   /** "factual", "counterfactual", "difference" */
-  counterfactual(point: Point, changes: Record<string, Value | null>): Promise<Answer>;
+  counterfactual(point: Point, changes: Changes): Promise<Answer>;
   strip(point: Point, field: string, values: number[], axis: 0 | 1 | 2, mm: number): Promise<Strip>;
-  effect(point: Point, changes: Record<string, Value | null>): Promise<Effect>;
+  effect(point: Point, changes: Changes): Promise<Effect>;
   /** "mean", and the standard deviations "decoder", "posterior", "imputation" */
   uncertainty(point: Point, samples: number): Promise<Answer>;
   peaks(point: Point, parts: Part[], most: number): Promise<Peak[]>;
-  nifti(point: Point, changes: Record<string, Value | null> | null, quantity: Quantity | "difference"): Promise<Blob>;
+  nifti(point: Point, changes: Changes | null, quantity: Quantity | "difference"): Promise<Blob>;
 }

@@ -1,47 +1,84 @@
-// Two colour maps, one a quantity, for the overlay and for the bar below it. The bar shows the
-// alpha that the viewer's fade gives.
+// From values to colours: a palette's colours over its limits, fading out towards nothing, so that
+// a map has no jagged edge and the anatomy stays visible below it.
 
-import type { Quantity } from "./api";
+export type Palette = "mean" | "sd" | "difference";
 
-export interface ColourMap {
-  I: number[]; // position, 0 to 255
-  R: number[];
-  G: number[];
-  B: number[];
-  A: number[];
+interface Stops {
+  at: number[]; // 0 to 1, from the low limit to the high one
+  rgb: [number, number, number][];
+  fade: number; // share of the range over which colours fade out
+  signed: boolean; // from -high to high, nothing in the middle
 }
 
-export const COLOUR_MAPS: Record<Quantity, ColourMap> = {
+const PALETTES: Record<Palette, Stops> = {
   mean: {
-    I: [0, 40, 100, 160, 210, 255],
-    R: [70, 120, 195, 240, 252, 252],
-    G: [10, 28, 55, 110, 185, 255],
-    B: [105, 110, 85, 35, 50, 200],
-    A: [0, 255, 255, 255, 255, 255],
+    at: [0, 0.16, 0.39, 0.63, 0.82, 1],
+    rgb: [[70, 10, 105], [120, 28, 110], [195, 55, 85], [240, 110, 35], [252, 185, 50], [252, 255, 200]],
+    fade: 0.2,
+    signed: false,
   },
   sd: {
-    I: [0, 40, 100, 160, 210, 255],
-    R: [60, 55, 35, 50, 130, 235],
-    G: [20, 75, 125, 180, 215, 245],
-    B: [110, 140, 142, 122, 80, 130],
-    A: [0, 255, 255, 255, 255, 255],
+    at: [0, 0.16, 0.39, 0.63, 0.82, 1],
+    rgb: [[60, 20, 110], [55, 75, 140], [35, 125, 142], [50, 180, 122], [130, 215, 80], [235, 245, 130]],
+    fade: 0.6,
+    signed: false,
+  },
+  difference: {
+    at: [0, 0.25, 0.5, 0.75, 1],
+    rgb: [[150, 225, 255], [40, 130, 235], [60, 60, 80], [225, 70, 45], [255, 215, 110]],
+    fade: 0.35,
+    signed: true,
   },
 };
 
-/** Share of the colours over which a map fades out; of the uncertainty only the high end hides
- * the anatomy. */
-export const FADE: Record<Quantity, number> = { mean: 0.2, sd: 0.6 };
+const STEPS = 1024;
+const tables = new Map<Palette, Uint32Array>();
 
-export function paintBar(canvas: HTMLCanvasElement, quantity: Quantity): void {
-  const context = canvas.getContext("2d");
-  if (!context) return;
-  const { I, R, G, B } = COLOUR_MAPS[quantity];
-  const gradient = context.createLinearGradient(0, 0, canvas.width, 0);
-  I.forEach((position, i) => gradient.addColorStop(position / 255, `rgb(${R[i]},${G[i]},${B[i]})`));
-  context.clearRect(0, 0, canvas.width, canvas.height);
-  context.fillStyle = gradient;
-  for (let x = 0; x < canvas.width; x++) {
-    context.globalAlpha = Math.min(1, x / canvas.width / FADE[quantity]) ** 2;
-    context.fillRect(x, 0, 1, canvas.height);
+/** Colour by step of the range, RGBA in the bytes of a word. */
+function table(palette: Palette): Uint32Array {
+  let words = tables.get(palette);
+  if (words) return words;
+  const { at, rgb, fade, signed } = PALETTES[palette];
+  const bytes = new Uint8ClampedArray(4 * STEPS);
+  for (let i = 0; i < STEPS; i++) {
+    const x = i / (STEPS - 1);
+    const right = Math.max(1, at.findIndex((stop) => stop >= x));
+    const t = (x - at[right - 1]!) / (at[right]! - at[right - 1]!);
+    const strength = signed ? Math.abs(2 * x - 1) : x;
+    for (const c of [0, 1, 2] as const) bytes[4 * i + c] = rgb[right - 1]![c] * (1 - t) + rgb[right]![c] * t;
+    bytes[4 * i + 3] = 255 * Math.min(1, strength / fade) ** 2;
   }
+  words = new Uint32Array(bytes.buffer);
+  tables.set(palette, words);
+  return words;
+}
+
+/**
+ * Colour a map.
+ *
+ * `opacity`, 0 to 1 by value, makes what is uncertain transparent.
+ */
+export function colour(
+  values: Float32Array, palette: Palette, [low, high]: readonly [number, number], opacity: Float32Array | null = null,
+): Uint8Array<ArrayBuffer> {
+  const words = table(palette);
+  const from = PALETTES[palette].signed ? -high : low;
+  const scale = (STEPS - 1) / (high - from || 1);
+  const out = new Uint32Array(values.length);
+  for (let i = 0; i < values.length; i++) {
+    const step = Math.min(Math.max((values[i]! - from) * scale, 0), STEPS - 1);
+    out[i] = words[(step + 0.5) | 0]!;
+  }
+  const bytes = new Uint8Array(out.buffer);
+  if (opacity) for (let i = 0; i < values.length; i++) bytes[4 * i + 3]! *= opacity[i]!;
+  return bytes;
+}
+
+/** Draw the bar of a palette, as the colours look over grey. */
+export function paintBar(canvas: HTMLCanvasElement, palette: Palette): void {
+  const ramp = Float32Array.from({ length: canvas.width }, (_, x) => x / (canvas.width - 1));
+  const limits = [0, 1] as const;
+  const values = PALETTES[palette].signed ? ramp.map((x) => 2 * x - 1) : ramp;
+  const pixels = new Uint8ClampedArray(colour(values, palette, limits).buffer);
+  canvas.getContext("2d")?.putImageData(new ImageData(pixels, canvas.width, 1), 0, 0);
 }

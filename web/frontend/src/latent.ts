@@ -1,74 +1,85 @@
-// One slider for every latent direction, the most active first.
+// One slider for every latent direction, the most active first. A slider stands for the spread of
+// the training studies' codes; the code itself may lie beyond its ends.
 
-import type { Direction, Model } from "./api";
+import type { Direction, Model } from "./backend";
 import { element, format, paintTrack } from "./dom";
 
 const SHOWN = 8; // the others wait behind "more"
 const REACH = 3; // standard deviations to either side
 
-export class LatentControls {
-  private readonly sliders: { direction: Direction; set: (deviations: number) => void; get: () => number }[];
+interface Row {
+  node: HTMLElement;
+  direction: Direction;
+  show(deviations: number): void;
+}
 
-  constructor(container: HTMLElement, private readonly latent: Model["latent"], onChange: () => void) {
+export class LatentControls {
+  private readonly rows: Row[];
+  private z: number[];
+
+  constructor(container: HTMLElement, private readonly latent: Model["latent"], private readonly onChange: () => void) {
     const strongest = Math.max(...latent.directions.map((d) => d.activity), 1e-9);
-    const rows = latent.directions.map((d) => this.row(d, d.activity / strongest, onChange));
-    this.sliders = rows.map(({ direction, set, get }) => ({ direction, set, get }));
-    container.append(...rows.slice(0, SHOWN).map((row) => row.node));
-    if (rows.length > SHOWN) {
+    this.z = new Array<number>(latent.size).fill(0);
+    this.rows = latent.directions.map((d) => this.row(d, d.activity / strongest));
+    const nodes = this.rows.map((row) => row.node);
+    container.append(...nodes.slice(0, SHOWN));
+    if (nodes.length > SHOWN) {
       container.append(
         element("details", {},
-          element("summary", {}, `${rows.length - SHOWN} more`),
-          ...rows.slice(SHOWN).map((row) => row.node)),
+          element("summary", {}, `${nodes.length - SHOWN} more`),
+          ...nodes.slice(SHOWN)),
       );
     }
   }
 
-  /** The code; null where every slider rests at the centre. */
-  code(): number[] | null {
-    const z = new Array<number>(this.latent.size).fill(0);
-    for (const { direction, get } of this.sliders) z[direction.index] = get() * direction.sd;
-    return z.some((x) => x !== 0) ? z : null;
+  code(): number[] {
+    return [...this.z];
   }
 
-  reset(): void {
-    for (const slider of this.sliders) slider.set(0);
+  set(z: readonly number[]): void {
+    this.z = [...z];
+    for (const { direction, show } of this.rows) show(this.z[direction.index]! / direction.sd || 0);
   }
 
-  /** Draw a code: every direction from a normal distribution, cut at the sliders' ends. */
+  /** Draw a code: every direction from a normal distribution of the training studies' spread. */
   sample(): void {
-    for (const slider of this.sliders) {
-      const normal = Math.sqrt(-2 * Math.log(1 - Math.random())) * Math.cos(2 * Math.PI * Math.random());
-      slider.set(Math.min(Math.max(normal, -REACH), REACH));
+    const z = [...this.z];
+    for (const { index, sd } of this.latent.directions) {
+      z[index] = sd * Math.sqrt(-2 * Math.log(1 - Math.random())) * Math.cos(2 * Math.PI * Math.random());
     }
+    this.set(z);
   }
 
-  private row(direction: Direction, share: number, onChange: () => void) {
+  private row(direction: Direction, share: number): Row {
     const id = `z-${direction.index}`;
+    const topics = direction.topics.map(({ label, r }) => `${r < 0 ? "−" : "+"}${label}`).join(", ");
+    const name = `z${direction.index}`;
     const slider = element("input", {
       id, type: "range", min: String(-REACH), max: String(REACH), step: "0.1", value: "0",
       title: "Double-click: back to 0",
     });
     const output = element("output", { className: "number" });
     output.htmlFor.add(id);
-    const label = element("label", { htmlFor: id, title: `activity ${format(direction.activity)}` },
-      `z${direction.index}`, element("i", { className: "activity" }));
+    const label = element("label", {
+      htmlFor: id,
+      title: `activity ${format(direction.activity)}` +
+        direction.topics.map((t) => `\n${t.label}: r ${t.r.toFixed(2)}`).join(""),
+    }, name, element("i", { className: "activity" }), element("span", { className: "topics" }, topics));
     label.style.setProperty("--share", String(share));
-    const refresh = (): void => {
-      const value = slider.valueAsNumber;
-      output.value = value === 0 ? "0" : `${value > 0 ? "+" : "−"}${Math.abs(value).toFixed(1)}`;
-      slider.setAttribute("aria-valuetext", `${value.toFixed(1)} standard deviations`);
+    const show = (deviations: number): void => {
+      slider.valueAsNumber = deviations;
+      output.value = Math.abs(deviations) < 0.05 ? "0" : `${deviations > 0 ? "+" : "−"}${Math.abs(deviations).toFixed(1)}`;
+      slider.setAttribute("aria-valuetext", `${deviations.toFixed(1)} standard deviations`);
       paintTrack(slider);
     };
-    const set = (deviations: number): void => {
-      slider.valueAsNumber = deviations;
-      refresh();
+    const move = (deviations: number): void => {
+      this.z[direction.index] = deviations * direction.sd;
+      show(deviations);
+      this.onChange();
     };
-    slider.addEventListener("input", () => { refresh(); onChange(); });
-    slider.addEventListener("dblclick", () => { set(0); onChange(); });
-    refresh();
-    return {
-      direction, set, get: () => slider.valueAsNumber,
-      node: element("div", { className: "latent-row" }, label, slider, output),
-    };
+    slider.addEventListener("input", () => move(slider.valueAsNumber));
+    slider.addEventListener("dblclick", () => move(0));
+    show(0);
+    return { direction, show, node: element("div", { className: "latent-row" }, label, slider, output) };
   }
 }

@@ -1,17 +1,32 @@
-// The page: controls on the left ask for maps, the viewer on the right shows the newest.
-// Tests read the data attributes of <body>: ready, settled, decodes, quantity, imageSum, mm, value.
+// The page: controls on the left change one state, which three views show and the address keeps.
+// Tests read the data attributes of <body>: ready, settled, decodes, view, mm, value, sums, times.
 
 import "./style.css";
-import { decode, fetchModel, type Decoded, type DecodeRequest, type Model, type Quantity } from "./api";
-import { paintBar } from "./colours";
-import { byId, format } from "./dom";
+import type { Answer, Backend, Changes, Field, Model, Part, Point, Quantity, Regions } from "./backend";
+import { showCoverage, showEffect, showPeaks } from "./details";
+import { connect } from "./connect";
+import { byId, element, format, paintTrack } from "./dom";
+import { standalone } from "./download";
 import { LatentControls } from "./latent";
 import { Latest } from "./latest";
-import { MetadataControls } from "./metadata";
-import { Viewer, hasWebGL2 } from "./viewer";
-import { peakOf, roundMaximum, valueAt, type Vec3 } from "./volume";
+import { legal, MetadataControls } from "./metadata";
+import { Panel, type Picture } from "./panel";
+import { picture, python, save } from "./save";
+import { load, StartPanel, type Loaded } from "./start";
+import { fromAddress, PARTS, toAddress, VIEWS, type State, type View } from "./state";
+import { StripView, valuesOf } from "./strip";
+import { hasWebGL2 } from "./viewer";
+import { combined, confidenceOf, labelAt, peakOf, resample, type Vec3, type Volume } from "./volume";
 
 const REST = 250; // ms without a move after which a slider counts as released
+const SAMPLES = 24;
+const PEAKS = 20;
+const PANELS: Record<View, number> = { latent: 1, counterfactual: 3, confidence: 2 };
+const PART_NAMES: Record<Part, string> = {
+  decoder: "one study around its map",
+  posterior: "the code of the study",
+  imputation: "the unknown metadata",
+};
 
 const page = document.body.dataset;
 
@@ -28,108 +43,456 @@ function stop(text: string): void {
   report("");
 }
 
-function chosenQuantity(): Quantity {
-  return document.querySelector<HTMLInputElement>("input[name=quantity]:checked")?.value === "sd"
-    ? "sd"
-    : "mean";
+interface Job {
+  view: View;
+  point: Point;
+  changes: Changes;
+  quantity: Quantity;
 }
 
-/** Colour limits stay fixed, so that a colour means the same wherever the sliders are. */
-async function colourLimits(model: Model): Promise<Record<Quantity, [number, number]>> {
-  const centre = await decode({ z: null, metadata: {}, quantity: "sd" });
-  return {
-    mean: [model.display.low, model.display.high],
-    sd: [0, roundMaximum(centre.volume.values)],
-  };
+class Page {
+  private readonly panels: Panel[] = [];
+  private readonly latent: LatentControls;
+  private readonly facts: MetadataControls;
+  private readonly changes: MetadataControls;
+  private readonly start: StartPanel;
+  private readonly strip: StripView;
+  private readonly latest: Latest<Job, [Job, Answer]>;
+  private readonly parts = new Map<Part, HTMLInputElement>();
+  private readonly fade = element("input", { type: "range", id: "fade", min: "0", max: "3", step: "0.1", value: "0" });
+  private readonly faded = element("output", { className: "number" });
+  private loaded: Loaded = { start: { kind: "prior" }, code: null, metadata: {}, title: "" };
+  private answer: Answer | null = null;
+  private answered: Job | null = null;
+  private regions: Regions | null = null;
+  private readonly limits: Record<"mean" | "sd", [number, number]>; // fixed: a colour means the same everywhere
+  private mm: Vec3 = [0, 0, 0];
+  private opening: Promise<void> = Promise.resolve();
+  private resting: number | undefined;
+  private asked = 0; // counts what was asked, so that late details do not show
+
+  constructor(private readonly backend: Backend, private readonly model: Model, private state: State) {
+    this.limits = { mean: [model.display.low, model.display.high], sd: [0, model.display.high] };
+    const moved = (): void => this.moved();
+    this.latent = new LatentControls(byId("latent"), model.latent, () => {
+      this.state.code = { mean: this.latent.code(), sd: this.spread() };
+      this.moved();
+    });
+    this.facts = new MetadataControls(byId("metadata"), model, "facts", () => {
+      this.state.metadata = this.facts.known();
+      this.moved();
+    });
+    this.changes = new MetadataControls(byId("changes"), model, "changes", () => {
+      this.state.changes = this.changes.get();
+      this.moved();
+    });
+    this.start = new StartPanel(byId("start"), backend, model, (loaded) => this.begin(loaded), () => {
+      this.latent.sample();
+      this.state.code = { mean: this.latent.code(), sd: this.spread() };
+      this.ask();
+    });
+    this.strip = new StripView(byId("years"), (value) => {
+      const field = this.moving();
+      if (!field) return;
+      this.state.changes = { ...this.state.changes, [field.name]: value };
+      this.changes.set(this.state.changes);
+      this.ask();
+    });
+    this.latest = new Latest(
+      (job) => this.decode(job),
+      ([job, answer]) => this.show(job, answer),
+      (error) => report(error.message, true),
+      () => {
+        this.resting = window.setTimeout(() => void this.rest(), REST);
+      },
+    );
+    this.confidenceControls(moved);
+    this.buttons();
+    byId("model-name").textContent = `${model.name} · ${model.version}`;
+    document.title = `atlas · ${model.name}`;
+    showCoverage(model);
+  }
+
+  /** Take the state of the address and show it. */
+  async open(): Promise<void> {
+    try {
+      this.loaded = await load(this.backend, this.state.start);
+    } catch (error) {
+      this.start.fail(error); // a study that is not here: the centre then
+      this.state = { ...this.state, start: { kind: "prior" } };
+      this.loaded = await load(this.backend, this.state.start);
+    }
+    const { code, metadata, changes } = this.state;
+    if (code && code.mean.length !== this.model.latent.size) this.state.code = null;
+    this.state.metadata = metadata && legal(this.model, metadata);
+    this.state.changes = legal(this.model, changes);
+    this.start.show(this.loaded);
+    this.spreadControls();
+    await this.switchTo(this.state.view);
+  }
+
+  // ------------------------------------------------------------------ what is asked for
+
+  private point(): Point {
+    const code = this.state.code ?? this.loaded.code;
+    const sd = code?.sd.some((x) => x > 0) ? code.sd : null;
+    return { z: code?.mean ?? null, sd, metadata: this.state.metadata ?? this.loaded.metadata };
+  }
+
+  private spread(): number[] {
+    return (this.state.code ?? this.loaded.code)?.sd ?? new Array<number>(this.model.latent.size).fill(0);
+  }
+
+  private begin(loaded: Loaded): void {
+    this.loaded = loaded;
+    this.state.start = loaded.start;
+    this.state.code = loaded.start.kind === "peaks" ? loaded.code : null;
+    this.state.metadata = null;
+    this.spreadControls();
+    this.ask();
+  }
+
+  /** Bring the controls to the state. */
+  private spreadControls(): void {
+    const { z, metadata } = this.point();
+    this.latent.set(z ?? new Array<number>(this.model.latent.size).fill(0));
+    this.facts.set(metadata);
+    this.changes.set(this.state.changes);
+    for (const [part, box] of this.parts) box.checked = this.state.parts.includes(part);
+    this.showFade();
+    for (const radio of document.querySelectorAll<HTMLInputElement>("input[name=quantity]")) {
+      radio.checked = radio.value === this.state.quantity;
+    }
+  }
+
+  private ask(): void {
+    window.clearTimeout(this.resting);
+    page["settled"] = "false";
+    this.asked += 1;
+    const { view, quantity, changes } = this.state;
+    if (this.whyNot(view)) return;
+    this.latest.ask({ view, point: this.point(), changes, quantity });
+  }
+
+  private moved(): void {
+    for (const panel of this.panels) panel.setMoving(true);
+    this.ask();
+  }
+
+  private async decode(job: Job): Promise<[Job, Answer]> {
+    const { view, point, changes, quantity } = job;
+    const answer =
+      view === "counterfactual" ? this.backend.counterfactual(point, changes)
+      : view === "confidence" ? this.backend.uncertainty(point, SAMPLES)
+      : this.backend.decode(point, quantity);
+    const [answered] = await Promise.all([answer, this.opening]); // the first map while graphics start
+    return [job, answered];
+  }
+
+  // ------------------------------------------------------------------ what is shown
+
+  private show(job: Job, answer: Answer): void {
+    if (job.view !== this.state.view) return; // switched meanwhile; the other is on its way
+    if (job.view === "latent" && job.quantity !== this.state.quantity) return;
+    const start = performance.now();
+    [this.answered, this.answer] = [job, answer];
+    this.facts.showImputed(answer.imputed);
+    this.changes.showImputed(answer.imputed);
+    const first = !this.state.mm;
+    this.draw();
+    if (first && this.panels[0]?.picture) this.goTo(peakOf(this.panels[0].picture.map));
+    const beyond = answer.extrapolated.map((name) => this.field(name)?.label ?? name);
+    report(`decoded in ${answer.milliseconds.toFixed(0)} ms` + (beyond.length ? ` · extrapolated: ${beyond.join(", ")}` : ""));
+    page["decodes"] = String(Number(page["decodes"] ?? 0) + 1);
+    page["times"] = JSON.stringify({ answer: answer.milliseconds, draw: performance.now() - start });
+    page["ready"] = "true";
+  }
+
+  /** Draw the answer that is here, and read its values. */
+  private draw(): void {
+    this.pictures().forEach((shown, i) => this.panels[i]!.show(shown));
+    this.goTo(this.mm);
+    const sums = this.panels.map(({ picture: shown }) => shown?.map.values.reduce((sum, x) => sum + x, 0) ?? 0);
+    page["sums"] = JSON.stringify(sums.slice(0, PANELS[this.state.view]));
+  }
+
+  private pictures(): Picture[] {
+    if (!this.answer || !this.answered) return [];
+    const { maps } = this.answer;
+    const unit = this.model.unit;
+    const mean = (title: string, map: Volume): Picture => ({ title, map, palette: "mean", limits: this.limits.mean, unit });
+    if (this.answered.view === "latent") {
+      return maps["sd"]
+        ? [{ title: "Uncertainty", map: maps["sd"], palette: "sd", limits: this.limits.sd, unit: `± ${unit}` }]
+        : [mean("Map", maps["mean"]!)];
+    }
+    if (this.answered.view === "counterfactual") {
+      const high = (this.limits.mean[1] - this.limits.mean[0]) / this.zoom();
+      return [
+        mean("As it is", maps["factual"]!),
+        mean("If it were", maps["counterfactual"]!),
+        { title: "Difference", map: maps["difference"]!, palette: "difference", limits: [0, high], unit },
+      ];
+    }
+    const total = combined(this.state.parts.map((part) => maps[part]!), maps["mean"]!);
+    const template = this.panels[0]!.background();
+    const fade = this.state.fade;
+    const opacity = fade > 0 ? confidenceOf(resample(maps["mean"]!, template), resample(total, template), fade) : null;
+    return [
+      { ...mean("Map", maps["mean"]!), opacity },
+      { title: "Uncertainty", map: total, palette: "sd", limits: this.limits.sd, unit: `± ${unit}` },
+    ];
+  }
+
+  private goTo(mm: Vec3, from: Panel | null = null): void {
+    this.mm = mm;
+    const count = PANELS[this.state.view];
+    const values = this.panels.slice(0, count).map((panel) => panel.goTo(mm, panel !== from));
+    this.state.mm = mm.map(Math.round) as Vec3;
+    byId("mm").textContent = `${mm.map((x) => x.toFixed(0)).join(", ")} mm`;
+    byId("value").textContent = values.map((v) => (v === null ? "–" : v.toFixed(Math.abs(v) < 0.095 ? 3 : 2))).join(" · ");
+    byId("region").textContent = this.regions ? (labelAt(this.regions, mm) ?? "–") : "–";
+    page["mm"] = JSON.stringify(mm);
+    page["value"] = String(values[0]);
+  }
+
+  /** Nothing moves any more: the 3-D view, the address, and what stands below the maps. */
+  private async rest(): Promise<void> {
+    for (const panel of this.panels) panel.setMoving(false);
+    this.keepAddress();
+    const mine = this.asked;
+    try {
+      if (this.state.view === "counterfactual") await this.compare(mine);
+      if (this.state.view === "confidence") {
+        const peaks = await this.backend.peaks(this.point(), this.state.parts, PEAKS);
+        if (mine === this.asked) showPeaks(peaks, (mm) => this.goTo(mm));
+      }
+    } catch (error) {
+      if (mine === this.asked) report((error as Error).message, true);
+    }
+    if (mine === this.asked) page["settled"] = "true";
+  }
+
+  private async compare(mine: number): Promise<void> {
+    const { changes } = this.state;
+    const why = this.backend.whyNot("effect");
+    const changed = Object.keys(changes).length;
+    if (why || changed !== 1) {
+      showEffect(why ?? (changed ? "Chance is asked about one field at a time: change only one." : "Change a field to see how far the map moves."));
+    } else {
+      const effect = await this.backend.effect(this.point(), changes).catch((error: Error) => error.message);
+      if (mine === this.asked) showEffect(effect);
+    }
+    const field = this.moving();
+    if (!field) return this.strip.clear();
+    const values = valuesOf(field);
+    const strip = await this.backend.strip(this.point(), field.name, values, 2, this.mm[2]);
+    if (mine !== this.asked || !this.answer) return;
+    const now = changes[field.name] ?? this.point().metadata[field.name];
+    this.strip.show(field, values, strip, this.answer.maps["factual"]!, this.mm, this.panels[0]!.background(),
+      this.limits.mean, typeof now === "number" ? now : null);
+  }
+
+  /** The number that is moved: the changed one, else the year, else the first. */
+  private moving(): Field | null {
+    const numbers = this.model.fields.filter((field) => field.available && field.kind === "number");
+    const changed = numbers.find((field) => field.name in this.state.changes);
+    return changed ?? numbers.find((field) => field.name === "year") ?? numbers[0] ?? null;
+  }
+
+  private field(name: string): Field | undefined {
+    return this.model.fields.find((field) => field.name === name);
+  }
+
+  private zoom(): number {
+    return Number(document.querySelector<HTMLInputElement>("input[name=zoom]:checked")?.value ?? 1);
+  }
+
+  // ------------------------------------------------------------------ views
+
+  private whyNot(view: View): string | null {
+    if (view === "latent" || this.model.conditioned) return null;
+    return "This model takes no metadata: there is nothing to change and nothing to impute. The Latent Slider shows what it has.";
+  }
+
+  private async switchTo(view: View): Promise<void> {
+    this.state.view = view;
+    page["view"] = view;
+    page["settled"] = "false";
+    for (const name of VIEWS) {
+      const tab = byId(`tab-${name}`);
+      tab.setAttribute("aria-selected", String(name === view));
+      tab.tabIndex = name === view ? 0 : -1;
+    }
+    byId("view").setAttribute("aria-labelledby", `tab-${view}`);
+    for (const node of document.querySelectorAll<HTMLElement>("[data-view]")) node.hidden = node.dataset["view"] !== view;
+    const why = this.whyNot(view);
+    byId("notice").hidden = !why;
+    byId("details").hidden = Boolean(why);
+    this.opening = this.openPanels(why ? 0 : PANELS[view]);
+    if (why) {
+      stop(why);
+      page["settled"] = "true";
+    }
+    this.ask();
+    await this.opening;
+  }
+
+  /** As many panels as a view has; the 3-D view where there is but one. */
+  private async openPanels(count: number): Promise<void> {
+    const stage = byId("stage");
+    while (this.panels.length < count) this.panels.push(new Panel(stage, this.panels.length));
+    this.panels.forEach((panel, i) => {
+      panel.node.hidden = i >= count;
+    });
+    stage.dataset["panels"] = String(count);
+    for (const panel of this.panels.slice(0, count)) {
+      await panel.open(this.backend.template(), (mm) => this.goTo(mm, panel),
+        () => stop("The browser dropped the graphics. Reload the page."));
+      panel.setSolid(count === 1);
+    }
+    if (this.state.mm) this.mm = this.state.mm;
+  }
+
+  private keepAddress(push = false): void {
+    const address = `#${toAddress(this.state)}`;
+    if (address === location.hash) return;
+    if (push) history.pushState(null, "", address);
+    else history.replaceState(null, "", address);
+  }
+
+  // ------------------------------------------------------------------ buttons
+
+  private buttons(): void {
+    const tabs = VIEWS.map((view) => byId(`tab-${view}`));
+    VIEWS.forEach((view, i) => {
+      tabs[i]!.addEventListener("click", () => {
+        if (view === this.state.view) return;
+        this.state.view = view;
+        this.keepAddress(true);
+        void this.switchTo(view);
+      });
+      tabs[i]!.addEventListener("keydown", (event) => {
+        const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+        if (!step) return;
+        const next = tabs[(i + step + tabs.length) % tabs.length]!;
+        next.focus();
+        next.click();
+      });
+    });
+    window.addEventListener("popstate", () => {
+      this.state = fromAddress(location.hash.slice(1));
+      void this.open();
+    });
+    for (const radio of document.querySelectorAll<HTMLInputElement>("input[name=quantity]")) {
+      radio.addEventListener("change", () => {
+        this.state.quantity = radio.value as Quantity;
+        this.ask();
+      });
+    }
+    for (const radio of document.querySelectorAll("input[name=zoom]")) {
+      radio.addEventListener("change", () => this.draw());
+    }
+    byId("share-link").addEventListener("click", () => {
+      this.keepAddress();
+      void navigator.clipboard.writeText(location.href).then(
+        () => report("The address is copied."), () => report("Copy it from the address bar."));
+    });
+    this.downloads();
+  }
+
+  private confidenceControls(moved: () => void): void {
+    for (const part of PARTS) {
+      const box = element("input", { type: "checkbox", id: `part-${part}`, checked: true });
+      box.addEventListener("change", () => {
+        this.state.parts = PARTS.filter((name) => this.parts.get(name)!.checked);
+        moved();
+      });
+      this.parts.set(part, box);
+      byId("confidence").append(element("label", { className: "part" }, box, PART_NAMES[part]));
+    }
+    const label = element("label", { htmlFor: "fade" }, "Fade out what is uncertain");
+    this.fade.addEventListener("input", () => {
+      this.state.fade = this.fade.valueAsNumber;
+      this.showFade();
+      this.draw();
+      this.keepAddress();
+    });
+    byId("confidence").append(
+      element("p", { className: "note" }, "Variances add up."),
+      element("div", { className: "field" },
+        element("div", { className: "field-head" }, label), element("div", { className: "slide" }, this.fade, this.faded)));
+  }
+
+  private showFade(): void {
+    const { fade } = this.state;
+    this.fade.valueAsNumber = fade;
+    this.faded.value = fade > 0 ? `below ${format(fade)} sd` : "off";
+    paintTrack(this.fade);
+  }
+
+  private downloads(): void {
+    const name = (): string => `atlas-${this.model.name}-${this.state.view}`;
+    const on = (id: string, work: () => Promise<void>): void =>
+      byId(id).addEventListener("click", () => {
+        byId<HTMLDetailsElement>("downloads").open = false;
+        work().catch((error: Error) => report(error.message, true));
+      });
+    on("get-nifti", async () => {
+      const why = this.backend.whyNot("nifti");
+      if (why) throw new Error(why);
+      const compared = this.state.view === "counterfactual" && Object.keys(this.state.changes).length > 0;
+      const quantity = compared ? "difference" : this.state.quantity;
+      save(await this.backend.nifti(this.point(), compared ? this.state.changes : null, quantity), `${name()}-${quantity}.nii.gz`);
+    });
+    on("get-png", async () => {
+      const caption = `${this.loaded.title} · ${this.model.name} ${this.model.version} · ${byId("mm").textContent ?? ""}`;
+      save(await picture(this.shown(), caption), `${name()}.png`);
+    });
+    on("get-html", async () => {
+      const { title } = this.loaded;
+      const facts: [string, string][] = [
+        ["Model", `${this.model.name} ${this.model.version}`],
+        ["Code", title],
+        ["Metadata", JSON.stringify(this.point().metadata)],
+      ];
+      if (this.state.view === "counterfactual") facts.push(["Changed to", JSON.stringify(this.state.changes)]);
+      const maps = this.shown().map((panel) => panel.picture!);
+      save(await standalone({ title: `atlas · ${title}`, maps, facts, mm: this.mm, template: this.backend.template() }), `${name()}.html`);
+    });
+    on("get-python", () => {
+      const dialog = byId<HTMLDialogElement>("python");
+      dialog.querySelector("pre")!.textContent = python(this.point(), this.state, this.model.run);
+      dialog.showModal();
+      return Promise.resolve();
+    });
+    byId("copy-python").addEventListener("click", () => {
+      void navigator.clipboard.writeText(byId("python").querySelector("pre")!.textContent ?? "");
+    });
+  }
+
+  private shown(): Panel[] {
+    return this.panels.slice(0, PANELS[this.state.view]).filter((panel) => panel.picture);
+  }
+
+  /** What may come after the first map: names of regions. */
+  async complete(): Promise<void> {
+    if (!this.model.regions.available) return;
+    this.regions = await this.backend.regions();
+    this.goTo(this.mm);
+  }
 }
 
-function showColourBar(quantity: Quantity, [low, high]: [number, number], unit: string): void {
-  paintBar(byId<HTMLCanvasElement>("colours"), quantity);
-  byId("colour-low").textContent = format(low);
-  byId("colour-high").textContent = format(high);
-  byId("colour-unit").textContent = quantity === "sd" ? `± ${unit}` : unit;
-  byId("value-label").textContent = quantity === "sd" ? "Uncertainty" : "Value";
-}
-
-async function start(): Promise<void> {
+async function begin(): Promise<void> {
   if (!hasWebGL2()) {
     stop("This browser has no WebGL2, which the viewer draws with. Try another browser, or switch hardware acceleration on.");
     return;
   }
-  const model = await fetchModel();
-  byId("model-name").textContent = `${model.name} · ${model.version}`;
-  document.title = `atlas · ${model.name}`;
-
-  let shown: Decoded | null = null;
-  let crosshair: Vec3 = [0, 0, 0];
-  let resting: number | undefined;
-
-  const readValue = (): void => {
-    const value = shown && valueAt(shown.volume, crosshair);
-    byId("mm").textContent = `${crosshair.map((x) => x.toFixed(0)).join(", ")} mm`;
-    byId("value").textContent = value === null ? "–" : value.toFixed(2);
-    page["mm"] = JSON.stringify(crosshair);
-    page["value"] = String(value);
-  };
-  const canvas = byId<HTMLCanvasElement>("canvas");
-  canvas.addEventListener("webglcontextlost", () => stop("The browser dropped the graphics. Reload the page."));
-  const viewer = await Viewer.create(canvas, (mm) => {
-    crosshair = mm;
-    readValue();
-  });
-  const limits = await colourLimits(model);
-
-  const show = (answer: Decoded): void => {
-    if (answer.quantity !== chosenQuantity()) return; // switched meanwhile; the other is on its way
-    viewer.show(answer.volume, answer.quantity, limits[answer.quantity]);
-    showColourBar(answer.quantity, limits[answer.quantity], model.unit);
-    metadata.showImputed(answer.imputed);
-    if (!shown) viewer.goTo(peakOf(answer.volume));
-    shown = answer;
-    readValue();
-    report(`decoded in ${answer.milliseconds.toFixed(0)} ms`);
-    page["decodes"] = String(Number(page["decodes"] ?? 0) + 1);
-    page["quantity"] = answer.quantity;
-    page["imageSum"] = String(answer.volume.values.reduce((sum, x) => sum + x, 0));
-    page["ready"] = "true";
-  };
-
-  const latest = new Latest<DecodeRequest, Decoded>(
-    decode,
-    show,
-    (error) => report(error.message, true),
-    () => {
-      resting = window.setTimeout(() => {
-        viewer.setMoving(false);
-        page["settled"] = "true";
-      }, REST);
-    },
-  );
-  const ask = (): void => {
-    window.clearTimeout(resting);
-    page["settled"] = "false";
-    latest.ask({ z: latent.code(), metadata: metadata.known(), quantity: chosenQuantity() });
-  };
-  const moved = (): void => {
-    viewer.setMoving(true);
-    ask();
-  };
-  const latent = new LatentControls(byId("latent"), model.latent, moved);
-  const metadata = new MetadataControls(byId("metadata"), model, moved);
-
-  byId("reset").addEventListener("click", () => {
-    latent.reset();
-    metadata.reset();
-    ask();
-  });
-  byId("sample").addEventListener("click", () => {
-    latent.sample();
-    ask();
-  });
-  for (const radio of document.querySelectorAll("input[name=quantity]")) {
-    radio.addEventListener("change", ask);
-  }
-  ask();
+  const backend = await connect((text) => report(text ?? ""));
+  const opened = new Page(backend, await backend.model(), fromAddress(location.hash.slice(1)));
+  Object.assign(window, { atlas: opened }); // for the console, and for what measures the page
+  await opened.open();
+  await opened.complete();
 }
 
-start().catch((error: unknown) => stop(error instanceof Error ? error.message : String(error)));
+begin().catch((error: unknown) => stop(error instanceof Error ? error.message : String(error)));

@@ -1,47 +1,69 @@
-// One control for every metadata field of the model. A field is known (the reader says so) or
-// unknown: then the model imputes it, and the control shows what it took.
+// One control for every metadata field of the model. Among the facts a field is known or unknown:
+// then the model imputes it, and the control shows what it took. Among the changes of a
+// counterfactual it is, besides, unchanged.
 
-import type { Field, Imputed, Model, Value } from "./api";
+import type { Field, Imputed, Metadata, Model, Value, Weights } from "./backend";
 import { element, format, paintTrack } from "./dom";
+
+type Entry = Value | null | undefined; // null: unknown; undefined: unchanged
 
 interface Control {
   node: HTMLElement;
-  get(): Value | null;
-  reset(): void;
+  get(): Entry;
+  set(value: Entry): void;
   showImputed(imputed: Imputed | null): void;
 }
 
+interface Kind {
+  prefix: string; // of the ids
+  blank: Entry; // what a field is before it is touched
+}
+
+const FACTS: Kind = { prefix: "field", blank: null };
+const CHANGES: Kind = { prefix: "change", blank: undefined };
+const AS_STUDY = "~"; // the choice that stands for weights of several categories
+
 export class MetadataControls {
   private readonly controls = new Map<string, Control>();
+  private readonly blank: Entry;
 
-  constructor(container: HTMLElement, model: Model, onChange: () => void) {
+  constructor(container: HTMLElement, model: Model, of: "facts" | "changes", onChange: () => void) {
+    const kind = of === "facts" ? FACTS : CHANGES;
+    this.blank = kind.blank;
     if (!model.conditioned) {
       container.append(element("p", { className: "note" }, "This model takes no metadata."));
       return;
     }
-    // What cannot be set comes last.
-    for (const field of [...model.fields].sort((a, b) => Number(b.available) - Number(a.available))) {
-      if (!field.available) {
-        container.append(unavailable(field));
-        continue;
-      }
-      const control = field.kind === "category" ? choice(field, onChange) : number(field, onChange);
+    for (const field of model.fields.filter((f) => f.available)) {
+      const control = field.kind === "category" ? choice(field, kind, onChange) : number(field, kind, onChange);
       this.controls.set(field.name, control);
       container.append(control.node);
     }
+    const others = model.fields.filter((f) => !f.available);
+    if (of === "changes" || !others.length) return;
+    container.append(
+      element("details", { className: "unavailable" },
+        element("summary", {}, `${others.length} that this model cannot use`),
+        ...others.map((field) => unavailable(field, kind))),
+    );
   }
 
-  known(): Record<string, Value> {
-    const values: Record<string, Value> = {};
+  /** What is known, or what changes (null there: to unknown). */
+  get<T extends Value | null>(): Record<string, T> {
+    const values: Record<string, T> = {};
     for (const [name, control] of this.controls) {
       const value = control.get();
-      if (value !== null) values[name] = value;
+      if (value !== this.blank && value !== undefined) values[name] = value as T;
     }
     return values;
   }
 
-  reset(): void {
-    for (const control of this.controls.values()) control.reset();
+  set(values: Record<string, Value | null>): void {
+    for (const [name, control] of this.controls) control.set(name in values ? values[name] : this.blank);
+  }
+
+  known(): Metadata {
+    return this.get<Value>();
   }
 
   showImputed(imputed: Record<string, Imputed>): void {
@@ -49,102 +71,155 @@ export class MetadataControls {
   }
 }
 
-function heading(field: Field, ...rest: Node[]): HTMLElement {
-  const label = element("label", { htmlFor: `field-${field.name}`, title: field.help }, field.label);
-  if (field.unit) label.append(element("span", { className: "unit" }, ` ${field.unit}`));
-  return element("div", { className: "field-head" }, label, ...rest);
+/** Values without those that the model would refuse: an address may say anything. */
+export function legal<T extends Value | null>(model: Model, values: Record<string, T>): Record<string, T> {
+  const fields = new Map(model.fields.filter((field) => field.available).map((field) => [field.name, field]));
+  const fits = (field: Field, value: Value | null): boolean => {
+    if (value === null) return true;
+    if (typeof value === "number") {
+      return field.kind === "number" && value >= (field.low ?? -Infinity) && value <= (field.high ?? Infinity);
+    }
+    const names = typeof value === "string" ? [value] : Object.keys(value);
+    const known = new Set(field.categories?.map((category) => category.value));
+    return field.kind === "category" && names.length > 0 && names.every((name) => known.has(name));
+  };
+  return Object.fromEntries(Object.entries(values).filter(([name, value]) => {
+    const field = fields.get(name);
+    return field !== undefined && fits(field, value);
+  }));
 }
 
-function fieldset(field: Field, ...children: Node[]): HTMLElement {
-  const node = element("div", { className: "field" }, ...children);
+function fieldset(field: Field, { prefix }: Kind, head: Node[], ...children: Node[]): HTMLElement {
+  const label = element("label", { htmlFor: `${prefix}-${field.name}`, title: field.help }, field.label);
+  if (field.unit) label.append(element("span", { className: "unit" }, ` ${field.unit}`));
+  const node = element("div", { className: "field" },
+    element("div", { className: "field-head" }, label, ...head), ...children);
   node.dataset["field"] = field.name;
   return node;
 }
 
-function unavailable(field: Field): HTMLElement {
-  const id = `field-${field.name}`;
+function unavailable(field: Field, kind: Kind): HTMLElement {
+  const id = `${kind.prefix}-${field.name}`;
   const reason = element("p", { className: "hint", id: `${id}-reason` }, field.reason ?? "not available");
   const control =
     field.kind === "category"
       ? element("select", { id, disabled: true }, element("option", {}, "unknown"))
       : element("input", { id, type: "range", disabled: true });
   control.setAttribute("aria-describedby", reason.id);
-  const node = fieldset(field, heading(field), control, reason);
+  const node = fieldset(field, kind, [], control, reason);
   node.classList.add("disabled");
   return node;
 }
 
-function choice(field: Field, onChange: () => void): Control {
-  const select = element("select", { id: `field-${field.name}` },
-    element("option", { value: "" }, "unknown"),
-    ...(field.categories ?? []).map(({ value, label }) => element("option", { value }, label)));
-  const hint = element("p", { className: "hint" });
-  select.addEventListener("change", onChange);
-  const labels = new Map(field.categories?.map(({ value, label }) => [value, label]));
+/** The choices that are no value, as a kind has them. */
+function blanks(kind: Kind): HTMLOptionElement[] {
+  const unknown = element("option", { value: "" }, "unknown");
+  return kind === FACTS ? [unknown] : [element("option", { value: "=" }, "unchanged"), unknown];
+}
+
+function choice(field: Field, kind: Kind, onChange: () => void): Control {
+  const labels = new Map((field.categories ?? []).map(({ value, label }) => [value, label]));
+  const mixed = element("option", { value: AS_STUDY, hidden: true }, "as in the study");
+  const select = element("select", { id: `${kind.prefix}-${field.name}` }, ...blanks(kind), mixed,
+    ...[...labels].map(([value, label]) => element("option", { value }, label)));
+  const shares = element("ul", { className: "shares" });
+  let weights: Weights | null = null;
+  const showShares = (title: string, of: Weights): void => {
+    const heaviest = Object.entries(of).sort(([, a], [, b]) => b - a).slice(0, 3).filter(([, w]) => w >= 0.01);
+    shares.title = title;
+    shares.replaceChildren(...heaviest.map(([value, weight]) => {
+      const item = element("li", {}, element("span", {}, labels.get(value) ?? value), `${Math.round(100 * weight)} %`);
+      item.style.setProperty("--share", String(weight));
+      return item;
+    }));
+  };
+  select.addEventListener("change", () => {
+    if (select.value !== AS_STUDY) shares.replaceChildren();
+    onChange();
+  });
   return {
-    node: fieldset(field, heading(field), select, hint),
-    get: () => select.value || null,
-    reset: () => { select.value = ""; },
+    node: fieldset(field, kind, [], select, shares),
+    get() {
+      if (select.value === "=") return undefined;
+      return select.value === AS_STUDY ? weights : select.value || null;
+    },
+    set(value) {
+      shares.replaceChildren();
+      mixed.hidden = typeof value !== "object" || value === null;
+      if (typeof value === "object" && value !== null) {
+        weights = value;
+        select.value = AS_STUDY;
+        showShares("weights of the study", value);
+      } else {
+        select.value = value === undefined ? "=" : value === null ? "" : String(value);
+      }
+    },
     showImputed(imputed) {
-      hint.textContent =
-        imputed && "weights" in imputed
-          ? `imputed ${Object.entries(imputed.weights)
-              .sort(([, a], [, b]) => b - a)
-              .slice(0, 2)
-              .map(([value, weight]) => `${labels.get(value) ?? value} ${Math.round(100 * weight)} %`)
-              .join(", ")} …`
-          : "";
+      if (imputed && "weights" in imputed && select.value === "") showShares("imputed by the model", imputed.weights);
     },
   };
 }
 
-function number(field: Field, onChange: () => void): Control {
-  const id = `field-${field.name}`;
+function number(field: Field, kind: Kind, onChange: () => void): Control {
+  const id = `${kind.prefix}-${field.name}`;
   const scale = numberScale(field);
   const slider = element("input", { id, type: "range", min: "0", max: String(scale.steps), step: "1" });
-  const known = element("input", { type: "checkbox", id: `${id}-known` });
+  const mode = element("select", { id: `${id}-mode`, className: "mode" }, ...blanks(kind),
+    element("option", { value: "known" }, kind === FACTS ? "known" : "changed"));
+  mode.setAttribute("aria-label", `${field.label}: is it known`);
   const output = element("output", { className: "number" });
   output.htmlFor.add(id);
   const hint = element("p", { className: "hint warning" });
-  const node = fieldset(field,
-    heading(field, element("label", { className: "known" }, known, "known")),
+  const node = fieldset(field, kind, [mode],
     element("div", { className: "slide" }, slider, output), hint);
-  known.setAttribute("aria-label", `${field.label} is known`);
 
   let imputed = "";
+  let exact: number | null = null; // a value that was given, where no slider position is just that
+  const current = (): number => exact ?? scale.value(slider.valueAsNumber);
   const refresh = (): void => {
-    const value = scale.value(slider.valueAsNumber);
-    const text = format(value);
+    const value = current();
+    const known = mode.value === "known";
     const [low, high] = field.trained ?? [-Infinity, Infinity];
-    node.classList.toggle("unknown", !known.checked);
-    output.value = known.checked ? text : imputed;
-    slider.setAttribute("aria-valuetext",
-      known.checked ? `${text} ${field.unit ?? ""}`.trim() : `unknown, ${imputed}`);
+    const text = known ? format(value) : mode.value === "=" ? "as it is" : imputed || "imputed";
+    node.classList.toggle("unknown", !known);
+    output.value = text;
+    slider.setAttribute("aria-valuetext", known ? `${text} ${field.unit ?? ""}`.trim() : text);
     hint.textContent =
-      known.checked && (value < low || value > high)
-        ? `outside what training saw, ${format(low)} to ${format(high)}`
+      known && (value < low || value > high)
+        ? `extrapolated: training saw ${format(low)} to ${format(high)}`
         : "";
     paintTrack(slider);
   };
-  slider.addEventListener("input", () => { known.checked = true; refresh(); onChange(); });
-  known.addEventListener("change", () => { refresh(); onChange(); });
+  slider.addEventListener("input", () => { exact = null; mode.value = "known"; refresh(); onChange(); });
+  mode.addEventListener("change", () => { refresh(); onChange(); });
   slider.valueAsNumber = scale.position(scale.middle);
   refresh();
   return {
     node,
-    get: () => (known.checked ? scale.value(slider.valueAsNumber) : null),
-    reset() { known.checked = false; refresh(); },
+    get() {
+      if (mode.value === "=") return undefined;
+      return mode.value === "known" ? current() : null;
+    },
+    set(value) {
+      mode.value = value === undefined ? "=" : typeof value === "number" ? "known" : "";
+      exact = typeof value === "number" ? value : null;
+      if (exact !== null) slider.valueAsNumber = scale.position(exact);
+      refresh();
+    },
     showImputed(value) {
-      if (!value || !("mean" in value) || known.checked) return;
-      imputed = `imputed ${format(value.mean)} ± ${format(value.sd)}`;
+      if (!value || !("mean" in value) || mode.value === "known") return;
+      imputed = `${format(value.mean)} ± ${format(value.sd)}`;
+      const share = (x: number): string => `${(100 * scale.position(x)) / scale.steps}%`;
+      slider.style.setProperty("--likely-from", share(value.mean - value.sd));
+      slider.style.setProperty("--likely-to", share(value.mean + value.sd));
       slider.valueAsNumber = scale.position(value.mean);
       refresh();
     },
   };
 }
 
-/** Ends of a slider: what training saw and a quarter more to either side, within what is legal. */
-function reach(field: Field): [number, number] {
+/** Ends of a slider: what is legal, or where that is far, what training saw and a quarter more. */
+export function reach(field: Field): [number, number] {
   const low = field.low ?? -Infinity;
   const high = field.high ?? Infinity;
   const [from, to] = field.trained ?? [0, 1];
@@ -153,6 +228,7 @@ function reach(field: Field): [number, number] {
     const margin = (to / from) ** 0.25;
     return [Math.max(low, from / margin), Math.min(high, to * margin)];
   }
+  if (high - low <= 3 * (to - from)) return [low, high];
   const margin = 0.25 * (to - from);
   return [Math.max(low, from - margin), Math.min(high, to + margin)];
 }

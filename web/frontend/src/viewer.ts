@@ -1,21 +1,30 @@
-// The one file that knows NiiVue (0.69.0, pinned): slices and a 3-D view of the template with the
-// decoded map over it.
+// The one file that knows NiiVue (0.69.0, pinned): slices and a 3-D view of the template with one map
+// over it.
 //
 // A new map replaces the overlay's array and refreshes that layer alone (`refreshLayers` is
 // internal to NiiVue, ten times quicker than removing and adding a volume, and holds for this
-// version). NiiVue samples an overlay by nearest neighbour, so the map is first interpolated onto
-// the template's grid: a 4 mm map then shows no blocks.
+// version). NiiVue samples an overlay by nearest neighbour and knows only its own ways to fade one
+// out, so the map is interpolated onto the template's grid and coloured here, and NiiVue gets
+// colours.
 
 import { DRAG_MODE, NVImage, Niivue, SLICE_TYPE } from "@niivue/niivue";
 
-import type { Quantity } from "./api";
-import { COLOUR_MAPS, FADE } from "./colours";
+import { colour, type Palette } from "./colours";
 import { gridOf, resample, type Grid, type Vec3, type Volume } from "./volume";
 
 type Layout = Parameters<Niivue["setCustomLayout"]>[0];
+type Tile = { sliceType: SLICE_TYPE; width: number; height: number };
 
 const SLOW_FRAME = 60; // ms; where the 3-D view makes a frame slower, it rests while a slider moves
 const GAP = 8; // CSS pixels between the tiles
+const RGBA = 2304; // NIfTI's code
+
+export interface Shown {
+  map: Volume;
+  palette: Palette;
+  limits: readonly [number, number];
+  opacity?: Float32Array | null; // on the template's grid, 0 to 1
+}
 
 export function hasWebGL2(): boolean {
   return document.createElement("canvas").getContext("webgl2") !== null;
@@ -24,15 +33,16 @@ export function hasWebGL2(): boolean {
 export class Viewer {
   private moving = false;
   private slow = false;
+  private solid = true; // whether there is room for the 3-D view
 
   private constructor(
     private readonly nv: Niivue,
     private readonly overlay: NVImage,
-    private readonly template: Grid,
+    readonly template: Grid,
     private readonly stage: HTMLElement,
   ) {}
 
-  static async create(canvas: HTMLCanvasElement, onMove: (mm: Vec3) => void): Promise<Viewer> {
+  static async create(canvas: HTMLCanvasElement, template: string, onMove: (mm: Vec3) => void): Promise<Viewer> {
     const nv = new Niivue({
       logLevel: "error",
       dragAndDropEnabled: false,
@@ -49,19 +59,12 @@ export class Viewer {
       viewModeHotKey: "",
       loadingText: "",
     });
-    for (const [name, map] of Object.entries(COLOUR_MAPS)) {
-      nv.addColormap(name, { ...map, min: 0, max: 0 });
-    }
     await nv.attachToCanvas(canvas);
-    await nv.loadVolumes([{ url: "api/template.nii.gz", colormap: "gray", cal_min: 20, cal_max: 260 }]);
+    await nv.loadVolumes([{ url: template, name: "template.nii.gz", colormap: "gray", cal_min: 20, cal_max: 260 }]);
     const background = nv.volumes[0]!;
-    const overlay = NVImage.zerosLike(background, "float32");
-    overlay.colormapType = 1; // colours from 0 to cal_max, fading out below cal_min
-    overlay.colormap = "mean";
-    nv.addVolume(overlay);
     const { dims, affine } = background.hdr!;
     const grid = gridOf([dims[1]!, dims[2]!, dims[3]!], affine);
-    const viewer = new Viewer(nv, overlay, grid, canvas.parentElement!);
+    const viewer = new Viewer(nv, addColours(nv, background), grid, canvas.parentElement!);
     nv.onLocationChange = (location) => {
       const { mm } = location as { mm: ArrayLike<number> };
       onMove([mm[0]!, mm[1]!, mm[2]!]);
@@ -74,20 +77,20 @@ export class Viewer {
     return viewer;
   }
 
-  show(map: Volume, quantity: Quantity, [low, high]: [number, number]): void {
-    // NiiVue knows only fully opaque voxels above a limit and a fade from that limit to 0: with
-    // `low` taken off the values, the map fades out towards `low` and has no jagged edge.
-    this.overlay.img = resample(map, this.template).map((value) => Math.max(value - low, 0));
-    if (this.overlay.colormap !== quantity) this.overlay.colormap = quantity; // resets the limits
-    this.overlay.cal_min = FADE[quantity] * (high - low);
-    this.overlay.cal_max = high - low;
+  show({ map, palette, limits, opacity }: Shown): void {
+    this.overlay.img = colour(resample(map, this.template), palette, limits, opacity);
     this.nv.refreshLayers(this.overlay, 1);
     this.nv.drawScene();
   }
 
+  /** The template itself, in its own grey. */
+  background(): Volume {
+    return { ...this.template, values: Float32Array.from(this.nv.volumes[0]!.img as ArrayLike<number>) };
+  }
+
+  /** Move the crosshair here without telling anybody. */
   goTo(mm: Vec3): void {
     this.nv.scene.crosshairPos = this.nv.mm2frac(mm);
-    this.nv.createOnLocationChange();
     this.nv.drawScene();
   }
 
@@ -97,45 +100,38 @@ export class Viewer {
     if (this.slow) this.arrange();
   }
 
-  /** Tiles to one scale of millimetres: as a square, or in a row where that shows them larger. */
+  setSolid(solid: boolean): void {
+    if (solid === this.solid) return;
+    this.solid = solid;
+    this.arrange();
+  }
+
+  /** Draw now, so that the canvas can be read in the same task. */
+  draw(): HTMLCanvasElement {
+    this.nv.drawScene();
+    return this.nv.canvas!;
+  }
+
+  /** Tiles to one scale of millimetres: the row, square or column that shows them largest. */
   private arrange(): void {
     const { width: W, height: H } = this.nv.canvas!.getBoundingClientRect();
     if (W < 1 || H < 1) return;
-    const [x, y, z] = [0, 1, 2].map((a) =>
-      Math.abs(this.template.shape[a]! * this.template.step[a]!),
-    ) as Vec3;
-    const square = Math.min((W - GAP) / (x + y), (H - GAP) / (y + z));
-    const row = Math.min((W - 3 * GAP) / (2 * x + 2 * y), H / Math.max(y, z));
-    const scale = Math.max(square, row);
-    const at = (left: number, top: number, w: number, h: number): [number, number, number, number] => [
-      left / W, top / H, (w * scale) / W, (h * scale) / H,
+    const [x, y, z] = [0, 1, 2].map((a) => Math.abs(this.template.shape[a]! * this.template.step[a]!)) as Vec3;
+    const coronal: Tile = { sliceType: SLICE_TYPE.CORONAL, width: x, height: z };
+    const sagittal: Tile = { sliceType: SLICE_TYPE.SAGITTAL, width: y, height: z };
+    const axial: Tile = { sliceType: SLICE_TYPE.AXIAL, width: x, height: y };
+    const solid: Tile[] = this.solid ? [{ sliceType: SLICE_TYPE.RENDER, width: y, height: y }] : [];
+    const ways: Tile[][][] = [
+      [[coronal, sagittal, axial, ...solid]],
+      [[coronal, sagittal], [axial, ...solid]],
+      [[coronal], [sagittal], [axial], ...solid.map((tile) => [tile])],
     ];
-    let tiles: Layout;
-    if (square >= row) {
-      const left = (W - (x + y) * scale - GAP) / 2;
-      const top = (H - (y + z) * scale - GAP) / 2;
-      const right = left + x * scale + GAP;
-      const bottom = top + z * scale + GAP;
-      tiles = [
-        { sliceType: SLICE_TYPE.CORONAL, position: at(left, top, x, z) },
-        { sliceType: SLICE_TYPE.SAGITTAL, position: at(right, top, y, z) },
-        { sliceType: SLICE_TYPE.AXIAL, position: at(left, bottom, x, y) },
-        { sliceType: SLICE_TYPE.RENDER, position: at(right, bottom, y, y) },
-      ];
-    } else {
-      const left = (W - (2 * x + 2 * y) * scale - 3 * GAP) / 2;
-      const top = (H - y * scale) / 2;
-      const second = left + x * scale + GAP;
-      const third = second + y * scale + GAP;
-      tiles = [
-        { sliceType: SLICE_TYPE.CORONAL, position: at(left, top, x, z) },
-        { sliceType: SLICE_TYPE.SAGITTAL, position: at(second, top, y, z) },
-        { sliceType: SLICE_TYPE.AXIAL, position: at(third, top, x, y) },
-        { sliceType: SLICE_TYPE.RENDER, position: at(third + x * scale + GAP, top, y, y) },
-      ];
-    }
-    if (this.moving && this.slow) tiles.pop();
-    this.nv.setCustomLayout(tiles);
+    const scaled = ways.map((rows) => ({ rows, scale: scaleOf(rows, W, H) }));
+    const { rows, scale } = scaled.reduce((best, way) => (way.scale > best.scale ? way : best));
+    const tiles = place(rows, scale, W, H);
+    this.nv.setCustomLayout(
+      this.moving && this.slow ? tiles.filter((tile) => tile.sliceType !== SLICE_TYPE.RENDER) : tiles,
+    );
   }
 
   /** Time one frame, read back so that it is really drawn. The first compiles shaders. */
@@ -167,4 +163,43 @@ export class Viewer {
     event.preventDefault();
     this.nv.moveCrosshairInVox(...step);
   }
+}
+
+/** A layer of colours on the grid of another volume. */
+function addColours(nv: Niivue, like: NVImage): NVImage {
+  const overlay = NVImage.zerosLike(like, "uint8");
+  overlay.hdr!.datatypeCode = RGBA;
+  overlay.hdr!.numBitsPerVoxel = 32;
+  overlay.img = new Uint8Array(4 * like.img!.length);
+  Object.assign(overlay, { global_min: 0, global_max: 255, cal_min: 0, cal_max: 255 });
+  nv.addVolume(overlay);
+  return overlay;
+}
+
+const sum = (values: number[]): number => values.reduce((a, b) => a + b, 0);
+const widthOf = (row: Tile[]): number => sum(row.map((tile) => tile.width));
+const heightOf = (row: Tile[]): number => Math.max(...row.map((tile) => tile.height));
+
+/** Pixels a millimetre at which rows of tiles fill W x H. */
+function scaleOf(rows: Tile[][], W: number, H: number): number {
+  const across = rows.map((row) => (W - (row.length - 1) * GAP) / widthOf(row));
+  return Math.min(...across, (H - (rows.length - 1) * GAP) / sum(rows.map(heightOf)));
+}
+
+/** Rows of tiles in the middle of W x H. */
+function place(rows: Tile[][], scale: number, W: number, H: number): Layout {
+  const total = sum(rows.map(heightOf)) * scale + (rows.length - 1) * GAP;
+  const widest = Math.max(...rows.map((row) => widthOf(row) * scale + (row.length - 1) * GAP));
+  let top = (H - total) / 2;
+  const tiles: Layout = [];
+  for (const row of rows) {
+    let left = (W - widest) / 2;
+    for (const { sliceType, width, height } of row) {
+      const [w, h] = [width * scale, height * scale];
+      tiles.push({ sliceType, position: [left / W, top / H, w / W, h / H] });
+      left += w + GAP;
+    }
+    top += heightOf(row) * scale + GAP;
+  }
+  return tiles;
 }

@@ -1,5 +1,7 @@
 // Volumes on grids with a diagonal affine, as every grid of this project has. Pure functions.
 
+import type { Regions } from "./backend";
+
 export type Vec3 = [number, number, number];
 
 export interface Grid {
@@ -86,10 +88,23 @@ export function peakOf(volume: Volume): Vec3 {
   return [0, 1, 2].map((a) => volume.origin[a]! + index[a]! * volume.step[a]!) as Vec3;
 }
 
-/** A round number above nearly every non-zero value. */
-export function roundMaximum(values: Float32Array): number {
-  const sorted = values.filter((x) => x > 0).sort();
-  const high = sorted[Math.floor(0.995 * (sorted.length - 1))] ?? 1;
-  const unit = 10 ** Math.floor(Math.log10(high));
-  return (Math.ceil((2 * high) / unit) / 2) * unit;
+/** Standard deviations that add up as variances. */
+export function combined(parts: Volume[], like: Volume): Volume {
+  const values = new Float32Array(like.values.length);
+  for (const part of parts) for (let i = 0; i < values.length; i++) values[i]! += part.values[i]! ** 2;
+  for (let i = 0; i < values.length; i++) values[i] = Math.sqrt(values[i]!);
+  return { ...like, values };
+}
+
+/** How solid a value is, 0 to 1: fully where the mean is `enough` standard deviations or more. */
+export function confidenceOf(mean: Float32Array, sd: Float32Array, enough: number): Float32Array {
+  return mean.map((value, i) => Math.min(1, value / (enough * sd[i]! + 1e-12)));
+}
+
+/** The name of the region at a point; null where none is labelled. */
+export function labelAt(regions: Regions, mm: Vec3): string | null {
+  const { shape, origin, step, values } = regions.labels;
+  const [i, j, k] = [0, 1, 2].map((a) => Math.round((mm[a]! - origin[a]!) / step[a]!)) as Vec3;
+  if (i < 0 || j < 0 || k < 0 || i >= shape[0] || j >= shape[1] || k >= shape[2]) return null;
+  return regions.names[values[i + shape[0] * (j + shape[1] * k)]!] ?? null;
 }

@@ -1,0 +1,56 @@
+// The worker that holds the model, as a function from code and metadata to arrays.
+
+import type { Decoded, Message, Packed, Question } from "./decoder";
+
+interface Waiting {
+  resolve(decoded: Decoded): void;
+  reject(error: Error): void;
+}
+
+export class LocalModel {
+  private readonly worker = new Worker(new URL("./decoder.ts", import.meta.url), { type: "module" });
+  private readonly waiting = new Map<number, Waiting>();
+  private failed: Error | null = null;
+  private asked = 0;
+
+  constructor(runtime: Packed, model: Packed, onProgress: (text: string | null) => void) {
+    const megabytes = ((runtime.packed + model.packed) / 1e6).toFixed(1);
+    this.worker.addEventListener("error", (event) => this.fail(event.message || "the decoder could not be started"));
+    this.worker.addEventListener("message", ({ data }: MessageEvent<Message>) => {
+      if (this.failed) return; // the other file may still be coming
+      if (data.kind === "progress") {
+        const share = Math.floor(100 * data.share);
+        onProgress(share < 100 ? `Loading the model: ${share} % of ${megabytes} MB` : "Starting the model …");
+      } else if (data.kind === "ready") onProgress(null);
+      else if (data.kind === "failed") this.fail(data.reason);
+      else this.settle(data);
+    });
+    this.send({ load: { runtime, model } });
+  }
+
+  run(z: Float32Array, metadata: Float32Array, known: Float32Array): Promise<Decoded> {
+    if (this.failed) return Promise.reject(this.failed);
+    const id = this.asked++;
+    return new Promise((resolve, reject) => {
+      this.waiting.set(id, { resolve, reject });
+      this.send({ id, z, metadata, known });
+    });
+  }
+
+  private send(question: Question): void {
+    this.worker.postMessage(question);
+  }
+
+  private settle(message: Extract<Message, { id: number }>): void {
+    const { resolve, reject } = this.waiting.get(message.id)!;
+    this.waiting.delete(message.id);
+    if (message.kind === "decoded") resolve(message.decoded);
+    else reject(new Error(`The model failed: ${message.reason}`));
+  }
+
+  private fail(reason: string): void {
+    this.failed = new Error(`The model could not be loaded: ${reason}. Reload the page to try again.`);
+    for (const { reject } of this.waiting.values()) reject(this.failed);
+    this.waiting.clear();
+  }
+}
