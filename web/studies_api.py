@@ -63,7 +63,6 @@ def _add_search(router: APIRouter, service: Service) -> None:
             raise HTTPException(404, f"no such study in {studies.source}")
 
         def work() -> Answer:
-
             row, code = studies.rows[position], studies.code(position, service.atlas)
             metadata = studies.metadata(position, service.atlas)
             said = Study(**row._asdict(), metadata=metadata, code=_code(code))

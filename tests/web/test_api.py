@@ -130,7 +130,10 @@ def test_no_value_overflows_float16(size):
         ('{"metadata": {"n": "many"}}', "n: expected a number"),
         ('{"metadata": {"n": true}}', "metadata.n"),
         ('{"metadata": {"task": "juggling"}}', "task: unknown category 'juggling'"),
-        ('{"metadata": {"task": {"language": 1}}}', "metadata.task"),
+        ('{"metadata": {"task": {"juggling": 1}}}', "task: unknown category 'juggling'"),
+        ('{"metadata": {"task": {"language": -1}}}', "metadata.task"),
+        ('{"metadata": {"task": {"language": 0}}}', "task: the weights sum to 0"),
+        ('{"metadata": {"n": {"language": 1}}}', "n: expected a number"),
         ('{"metadata": {"\\ud800": 1}}', "metadata."),
         ('{"metadata": []}', "metadata: Input should be a valid dictionary"),
         ("[]", "Input should be"),
@@ -367,6 +370,7 @@ def test_one_study_comes_with_its_code(client, served_atlas, bundled):
     np.testing.assert_allclose(found["code"]["mean"], code.mean, rtol=1e-5)
     np.testing.assert_allclose(found["code"]["sd"], code.sd, rtol=1e-5)
     assert found["peaks"] == len(bundled.peaks(7))
+    assert found["metadata"] == json.loads(json.dumps(metadata))
     # What it says of the study can be sent back.
     body = {"z": found["code"]["mean"], "metadata": found["metadata"]}
     assert client.post("/api/decode", json=body).status_code == 200
