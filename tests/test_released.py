@@ -30,7 +30,12 @@ def at(image: nibabel.Nifti1Image, place_mm: tuple[int, int, int]) -> float:
 def test_it_is_small_and_says_what_it_is() -> None:
     folder = model_file.released()
     files = [path for path in folder.iterdir() if path.is_file()]
-    assert {path.name for path in files} == {"README.md", model_file.CARD, model_file.WEIGHTS}
+    assert {path.name for path in files} == {
+        "README.md",
+        "directions.json",
+        model_file.CARD,
+        model_file.WEIGHTS,
+    }
     assert sum(path.stat().st_size for path in files) < 20e6
     card = (folder / "README.md").read_text()
     for word in ("Neurosynth", "ODbL", "atlas train cvae_4mm", "CPU", "validation"):

@@ -73,9 +73,6 @@ def read(name: str, raw: bytes) -> tuple[list[Entry], str]:
     entries = [(label, peaks) for label, peaks in entries if len(peaks)]
     if not entries:
         raise AtlasError("the file holds no peak")
-    if len(entries) > MAX_ENTRIES:
-        notes.append(f"the first {MAX_ENTRIES} of {len(entries)} studies")
-    entries = entries[:MAX_ENTRIES]
     if any(len(peaks) > MAX_PEAKS for _, peaks in entries):
         raise AtlasError(f"a study has more than {MAX_PEAKS} peaks")
     return entries, "; ".join(notes)
@@ -113,8 +110,11 @@ def _from_sleuth(text: str, notes: list[str]) -> list[Entry]:
 
 def _entries(studies: Sequence[Study], notes: list[str]) -> list[Entry]:
     """Clean studies as a dataset is: repeated peaks go, Talairach is converted."""
+    studies = [study for study in studies if len(study.peaks_mm)]
+    if len(studies) > MAX_ENTRIES:
+        notes.append(f"the first {MAX_ENTRIES} of {len(studies)} studies")
     entries, gone, moved = [], 0, 0
-    for study in studies[: MAX_ENTRIES + 1]:
+    for study in studies[:MAX_ENTRIES]:
         clean.check_finite(study)
         once, removed = repeats.drop_repeats(study, "study", 0.0)
         in_mni, here = clean.to_mni(once, "label")
@@ -136,13 +136,13 @@ def _from_rows(text: str, notes: list[str]) -> list[Entry]:
     lines = [(k, line) for k, line in lines if line and not line.startswith("#")]
     header = [cell.lower() for cell in _cells(lines[0][1])] if lines else []
     if {"x", "y", "z"} <= set(header):
-        return _from_table(header, lines[1:])
+        return _from_table(header, lines[1:], notes)
     notes.append("taken as MNI mm")
     rows = [_numbers(_SEPARATORS.split(line.strip(",;")), k) for k, line in lines]
     return [("pasted peaks", np.array(rows, dtype=float).reshape(-1, 3))]
 
 
-def _from_table(header: list[str], lines: list[tuple[int, str]]) -> list[Entry]:
+def _from_table(header: list[str], lines: list[tuple[int, str]], notes: list[str]) -> list[Entry]:
     label = next((name for name in _LABELS if name in header), None)
     places = [header.index(axis) for axis in "xyz"]
     space = header.index("space") if "space" in header else None
@@ -157,7 +157,7 @@ def _from_table(header: list[str], lines: list[tuple[int, str]]) -> list[Entry]:
         said = cells[space].upper() if space is not None else "MNI"
         spaces.setdefault(of, []).append("TAL" if said.startswith("TAL") else "MNI")
     studies = [Study(of, of, np.array(xyz), tuple(spaces[of])) for of, xyz in rows.items()]
-    return _entries(studies, [])
+    return _entries(studies, notes)
 
 
 def _cells(line: str) -> list[str]:
@@ -206,6 +206,7 @@ def _image(raw: bytes) -> Any:
         raise
     except (
         nibabel.filebasedimages.ImageFileError, nibabel.spatialimages.HeaderDataError,
+        nibabel.wrapstruct.WrapStructError,
         ValueError, TypeError, KeyError, IndexError, OSError, EOFError, ArithmeticError,
         struct.error, zlib.error,
     ) as error:  # fmt: skip

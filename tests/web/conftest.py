@@ -41,8 +41,12 @@ def client_of() -> Callable[[FastAPI], TestClient]:
 
 
 @pytest.fixture(scope="session")
-def client(client_of: Callable[[FastAPI], TestClient], served_atlas: Atlas) -> TestClient:
-    return client_of(create_app(served_atlas))
+def client(
+    client_of: Callable[[FastAPI], TestClient], served_atlas: Atlas, served_run: Path
+) -> TestClient:
+    """The run's model beside its own dataset."""
+    library = find(served_run, None)
+    return client_of(create_app(served_atlas, run=served_run, library=library))
 
 
 @pytest.fixture(scope="session")

@@ -306,8 +306,7 @@ def test_a_counterfactual_stands_beside_the_fact(viewer, served_atlas):
     same, fact = viewer.sums(), viewer.pixels(0)
     assert same[0] == same[1] and same[2] == 0
     assert changed(fact, viewer.pixels(1)) == 0
-    blank = viewer.pixels(2)
-    assert colourful(blank) == 0
+    assert colourful(viewer.pixels(2)) == 0
     assert "Change a field" in viewer.page.inner_text("#effect")
 
     category = served_atlas.field("task").categories[3]
@@ -316,11 +315,17 @@ def test_a_counterfactual_stands_beside_the_fact(viewer, served_atlas):
     expected = served_atlas.counterfactual(None, {}, {"task": category})
     assert moved[0] == pytest.approx(same[0])
     assert moved[1] == pytest.approx(expected.counterfactual.mean.get_fdata().sum(), rel=1e-3)
-    viewer.page.check("input[name=zoom][value='16']", force=True)
-    assert colourful(viewer.pixels(2)) > 50
     assert "%" in viewer.page.inner_text("#effect")
     assert changed(fact, viewer.pixels(0)) == 0  # the fact stays
     assert viewer.complaints == []
+
+    difference = expected.difference.get_fdata()
+    place = np.unravel_index(np.abs(difference).argmax(), difference.shape)
+    mm = nibabel.affines.apply_affine(expected.difference.affine, place)
+    viewer.open(f"#view=counterfactual&to.task={category}&mm={','.join(f'{x:.0f}' for x in mm)}")
+    viewer.page.check("input[name=zoom][value='16']", force=True)
+    assert colourful(viewer.pixels(2)) > 0
+    viewer.open("")
 
 
 def test_crosshairs_are_linked(viewer):

@@ -12,7 +12,7 @@ import urllib.request
 import pytest
 from click.testing import CliRunner
 
-from atlas.cli.serve import serve
+from atlas.cli.serve import _address, serve
 from atlas.errors import AtlasError, OptionError
 from atlas.web import app
 from tests.support import heed_ctrl_c, one_line_error, run_atlas
@@ -30,6 +30,36 @@ def test_only_this_machine(served_run, host):
     error = failure(served_run, "--host", host)
     assert isinstance(error, OptionError)
     assert f"--host {host}" in str(error)
+
+
+@pytest.mark.parametrize("token", ["short", "with a space in the middle", "x" * 129, "ä" * 20])
+def test_a_token_that_is_none(served_run, token):
+    error = failure(served_run, "--token", token)
+    assert isinstance(error, OptionError)
+    assert "--token" in str(error)
+    assert token not in str(error)
+
+
+def test_the_token_may_come_from_the_environment(served_run, monkeypatch):
+    monkeypatch.setenv("ATLAS_TOKEN", "short")
+    assert "--token" in str(failure(served_run))
+
+
+def test_a_dataset_that_is_none_is_refused(served_run, tmp_path):
+    error = failure(served_run, "--port", "0", "--data", tmp_path / "no-such-data")
+    assert "no-such-data" in str(error)
+
+
+def test_a_host_that_is_not_here():
+    assert "no address of this machine" in str(
+        failure("run", "--host", "no-such-host.invalid", "--token", "0123456789abcdef")
+    )
+
+
+def test_addresses_are_what_a_browser_takes():
+    assert _address("127.0.0.1", 8000, None) == "http://127.0.0.1:8000"
+    assert _address("::1", 8000, "t") == "http://[::1]:8000/?token=t"
+    assert _address("0.0.0.0", 80, "t") == f"http://{socket.gethostname()}:80/?token=t"
 
 
 @pytest.mark.parametrize("port", ["-1", "65536", "http"])
