@@ -259,6 +259,8 @@ class Atlas:
         z_BD, single = self._codes(z)
         if not single:
             raise AtlasError("a counterfactual takes one code")
+        for name in changes:
+            self._fields[name]  # AtlasError for an unknown one, whatever its value
         m = self._metadata(m)
         left = self.point(z, m)
         vector_BM, changed_BM = self._vector(self._metadata(changes), 1)

@@ -32,6 +32,7 @@ HEAD = """
     <meta http-equiv="Content-Security-Policy" content="default-src 'self'; \
 script-src 'self' 'wasm-unsafe-eval'; img-src 'self' data: blob:; object-src 'none'; \
 base-uri 'none'; form-action 'none'" />"""
+ALONE = "standalone.js"  # fetched when somebody downloads a page
 TEXTS = (".js", ".css", ".html", ".json", ".svg")
 LEAST = 1024  # bytes worth compressing
 
@@ -176,5 +177,5 @@ def _compress(work: Path) -> int:
             continue
         packed = gzip.compress(path.read_bytes(), 9, mtime=0)
         path.with_name(f"{path.name}.gz").write_bytes(packed)
-        total += len(packed) if path.name != STUDIES else 0
+        total += len(packed) if path.name not in (STUDIES, ALONE) else 0
     return total

@@ -47,8 +47,7 @@ def _add_descriptions(router: APIRouter, service: Service) -> None:
     @router.get("/model", response_model=Model)
     def get_model(request: Request) -> Response:
         """Describe the model: latent directions, metadata fields, grid, colours."""
-        library = service.library
-        said = describe.describe(service.atlas, service.run, library.info, library.topics)
+        said = describe.describe(service.atlas, service.run, service.library.info, service.topics)
         response = unless_cached(request, Model.model_validate(said).model_dump_json().encode())
         response.background = BackgroundTask(service.open_library)
         return response

@@ -68,6 +68,7 @@ class Service:
         self.atlas, self.run, self.library = atlas, run, library
         self.quick, self.long = Desk(WAITING), Desk(WAITING_LONG)
         self._recent = Recent(RECENT_BYTES)
+        self._topics = directions.stored(run)  # AtlasError at the start, not at a request
 
     async def do(self, work: Callable[[], T], key: Hashable | None = None, long: bool = False) -> T:
         """Run work at a desk; what it refuses becomes 422, a full line 429, an older one 409."""
@@ -108,10 +109,14 @@ class Service:
         answer = await self.kept(asked, work, (client, route) if client else None, long)
         return Response(answer.body, media_type=media_type, headers=answer.headers)
 
+    @property
+    def topics(self) -> directions.Topics | None:
+        """What the directions go along with: as the model's folder says, or once it is computed."""
+        return self._topics or self.library.topics
+
     def open_library(self) -> None:
         """Begin to read the studies, and to name the directions where nobody has."""
-        named = directions.stored(self.run) is not None
-        find = None if named else lambda studies: directions.topics(self.atlas, studies)
+        find = None if self._topics else lambda studies: directions.topics(self.atlas, studies)
         self.library.open(find, lambda: self.quick.busy or self.long.busy)
 
     async def studies(self) -> Any:

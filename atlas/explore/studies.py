@@ -144,6 +144,8 @@ class Studies:
         elements : (S, width) float64, NaN where missing
         known : (S,) bool
         """
+        if field.name not in self.fields.names:  # prepared before there was such a field
+            return np.full((len(self), field.width), np.nan), np.zeros(len(self), bool)
         column = self.table.column(f"field:{field.name}").combine_chunks()
         known = np.asarray(column.is_valid())
         out = np.full((len(self), field.width), np.nan)

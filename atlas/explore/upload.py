@@ -7,6 +7,7 @@ what the bytes are meant to be.
 from __future__ import annotations
 
 import csv
+import logging
 import re
 import struct
 import zlib
@@ -16,6 +17,7 @@ from typing import Any
 import nibabel
 import numpy as np
 
+from atlas import space
 from atlas.contracts import Study
 from atlas.data import clean, repeats
 from atlas.data.sources import nimads
@@ -70,12 +72,24 @@ def read(name: str, raw: bytes) -> tuple[list[Entry], str]:
     text = _text(raw)
     notes: list[str] = []
     entries = _reader(name, text)(text, notes)
-    entries = [(label, peaks) for label, peaks in entries if len(peaks)]
     if not entries:
         raise AtlasError("the file holds no peak")
+    entries = _inside(entries, notes)
     if any(len(peaks) > MAX_PEAKS for _, peaks in entries):
         raise AtlasError(f"a study has more than {MAX_PEAKS} peaks")
     return entries, "; ".join(notes)
+
+
+def _inside(entries: list[Entry], notes: list[str]) -> list[Entry]:
+    """Leave out what lies outside the MNI volume, as a dataset does."""
+    kept = [(label, peaks[space.load(2).inside(peaks)]) for label, peaks in entries]
+    lost = sum(len(peaks) for _, peaks in entries) - sum(len(peaks) for _, peaks in kept)
+    if lost:
+        notes.append(f"{lost} peaks outside the MNI volume left out")
+    kept = [(label, peaks) for label, peaks in kept if len(peaks)]
+    if not kept:
+        raise AtlasError("no peak lies in the MNI volume; are they in mm?")
+    return kept
 
 
 def _text(raw: bytes) -> str:
@@ -139,7 +153,7 @@ def _from_rows(text: str, notes: list[str]) -> list[Entry]:
         return _from_table(header, lines[1:], notes)
     notes.append("taken as MNI mm")
     rows = [_numbers(_SEPARATORS.split(line.strip(",;")), k) for k, line in lines]
-    return [("pasted peaks", np.array(rows, dtype=float).reshape(-1, 3))]
+    return [("pasted peaks", np.array(rows, dtype=float).reshape(-1, 3))] if rows else []
 
 
 def _from_table(header: list[str], lines: list[tuple[int, str]], notes: list[str]) -> list[Entry]:
@@ -184,6 +198,7 @@ def _numbers(cells: Sequence[str], line: int) -> list[float]:
 def _image(raw: bytes) -> Any:
     """Read a NIfTI image of bounded size, with finite numbers in it."""
     most = MAX_VOXELS * 8 + 4096
+    logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)  # it prints what it mends
     try:
         if raw[:2] == b"\x1f\x8b":
             unpack = zlib.decompressobj(31)

@@ -11,7 +11,7 @@ from atlas.contracts import Study
 from atlas.data import records
 from atlas.errors import AtlasError
 from atlas.explore import studies as studies_module
-from atlas.explore.studies import described, main_category, plain, read
+from atlas.explore.studies import main_category, plain, read
 from atlas.inference import Atlas
 
 
@@ -106,12 +106,8 @@ def test_a_damaged_dataset_is_refused(tmp_path) -> None:
         read(tmp_path / "nothing")
 
 
-def test_weights_become_the_category_that_has_a_third_of_them() -> None:
-    assert described({"task": {"memory": 0.4, "pain": 0.6}, "year": 2000.0}) == {
-        "task": "pain",
-        "year": 2000.0,
-    }
-    assert described({"topics": {"a": 0.3, "b": 0.3, "c": 0.2, "d": 0.2}}) == {}
+def test_a_study_is_of_its_heaviest_category() -> None:
+    assert main_category({"memory": 0.4, "pain": 0.6}) == "pain"
     assert main_category(None) is None
     assert main_category({}) is None
 

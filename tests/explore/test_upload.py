@@ -85,6 +85,12 @@ def test_of_many_studies_the_first_fifty_are_taken() -> None:
     assert note == "the first 50 of 60 studies"
 
 
+def test_what_lies_outside_the_volume_goes() -> None:
+    entries, note = upload.read("", b"1 2 3\n1 2 4e40\n1 2 -300\n")
+    assert entries[0][1].tolist() == [[1, 2, 3]]
+    assert note == "taken as MNI mm; 2 peaks outside the MNI volume left out"
+
+
 def test_a_table_with_talairach_rows() -> None:
     _, note = upload.read("t.csv", b"x,y,z,space\n1,2,3,MNI\n10,20,30,Talairach\n")
     assert note == "1 peaks converted from Talairach"
@@ -115,6 +121,7 @@ def bomb() -> bytes:
         ("", b"1 2 1_0\n", "line 1: expected three numbers"),
         ("", b"\xff\xfe1", "not UTF-8 text at byte 0"),
         ("", b"1 2 3\0", "zero byte"),
+        ("", b"1 2 4e40\n9 9 900\n", "no peak lies in the MNI volume"),
         ("t.csv", b"x,y,z\n1,2\n", "line 2: has 2 columns, the header 3"),
         ("f.txt", b"//Fox\n1 2 3\n", "//Reference=MNI or //Reference=Talairach"),
         ("s.json", b"{", "not JSON"),

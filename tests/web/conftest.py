@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import uvicorn
-from fastapi import FastAPI
 
 from atlas.evaluation.evaluate import dataset_folder
 from atlas.explore.studies import read
@@ -36,13 +35,13 @@ def served_atlas(served_run: Path) -> Atlas:
 
 
 @pytest.fixture(scope="session")
-def client_of() -> Callable[[FastAPI], TestClient]:
-    return lambda app: TestClient(app, base_url="http://127.0.0.1:8000")
+def client_of() -> Callable[..., TestClient]:
+    return lambda app, **said: TestClient(app, base_url="http://127.0.0.1:8000", **said)
 
 
 @pytest.fixture(scope="session")
 def client(
-    client_of: Callable[[FastAPI], TestClient], served_atlas: Atlas, served_run: Path
+    client_of: Callable[..., TestClient], served_atlas: Atlas, served_run: Path
 ) -> TestClient:
     """The run's model beside its own dataset."""
     library = find(served_run, None)

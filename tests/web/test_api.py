@@ -130,7 +130,10 @@ def test_no_value_overflows_float16(size):
         ('{"metadata": {"n": "many"}}', "n: expected a number"),
         ('{"metadata": {"n": true}}', "metadata.n"),
         ('{"metadata": {"task": "juggling"}}', "task: unknown category 'juggling'"),
-        ('{"metadata": {"task": {"language": 1}}}', "metadata.task"),
+        ('{"metadata": {"task": {"juggling": 1}}}', "task: unknown category 'juggling'"),
+        ('{"metadata": {"task": {"language": -1}}}', "metadata.task"),
+        ('{"metadata": {"task": {"language": 0}}}', "task: the weights sum to 0"),
+        ('{"metadata": {"n": {"language": 1}}}', "n: expected a number"),
         ('{"metadata": {"\\ud800": 1}}', "metadata."),
         ('{"metadata": []}', "metadata: Input should be a valid dictionary"),
         ("[]", "Input should be"),
@@ -280,6 +283,8 @@ def test_effect_stands_beside_its_null(client, served_atlas):
     assert 0 < found["p"] <= 1
     assert found["studies"] >= 10
     assert "held-out studies" in found["sentence"]
+    unknown = client.post("/api/effect", json={"changes": {"shoe_size": None}})
+    assert "unknown metadata field 'shoe_size'" in unknown.json()["detail"]
     two = client.post("/api/effect", json={"changes": {"n": 20, "age": 30}})
     assert two.status_code == 422
     assert "one field at a time" in two.json()["detail"]
@@ -365,6 +370,7 @@ def test_one_study_comes_with_its_code(client, served_atlas, bundled):
     np.testing.assert_allclose(found["code"]["mean"], code.mean, rtol=1e-5)
     np.testing.assert_allclose(found["code"]["sd"], code.sd, rtol=1e-5)
     assert found["peaks"] == len(bundled.peaks(7))
+    assert found["metadata"] == json.loads(json.dumps(metadata))
     # What it says of the study can be sent back.
     body = {"z": found["code"]["mean"], "metadata": found["metadata"]}
     assert client.post("/api/decode", json=body).status_code == 200
@@ -461,6 +467,16 @@ def test_the_same_question_is_answered_from_memory(client, served_atlas, monkeyp
     again = client.post("/api/decode", json={**body, "metadata": {}})
     assert again.content == first.content
     assert again.headers["x-atlas-scales"] == first.headers["x-atlas-scales"]
+
+
+def test_text_is_compressed_for_other_machines_alone(client_of, served_atlas, served_run):
+    app = create_app(served_atlas, run=served_run)
+    away, here = client_of(app), client_of(app, client=("127.0.0.1", 1))
+    assert away.get("/api/model").headers["content-encoding"] == "gzip"
+    assert away.get("/api/model").json() == here.get("/api/model").json()
+    for client, path in ((here, "/api/model"), (away, "/api/regions.bin")):
+        assert "content-encoding" not in client.get(path).headers
+    assert "content-encoding" not in away.post("/api/decode", json={}).headers
 
 
 def test_the_documented_program_runs(client, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -48,6 +49,12 @@ def test_the_token_may_come_from_the_environment(served_run, monkeypatch):
 def test_a_dataset_that_is_none_is_refused(served_run, tmp_path):
     error = failure(served_run, "--port", "0", "--data", tmp_path / "no-such-data")
     assert "no-such-data" in str(error)
+
+
+def test_damaged_topics_are_named_before_anybody_asks(served_run, tmp_path):
+    run = shutil.copytree(served_run, tmp_path / "run")
+    (run / "directions.json").write_text("{")
+    assert "directions.json: damaged" in str(failure(run, "--port", "0"))
 
 
 def test_a_host_that_is_not_here():

@@ -347,7 +347,7 @@ class Page {
     });
     stage.dataset["panels"] = String(count);
     for (const panel of this.panels.slice(0, count)) {
-      await panel.open(this.backend.template(), (mm) => this.goTo(mm, panel),
+      await panel.open(this.backend.template(), (mm) => this.answer && this.goTo(mm, panel), // at first NiiVue's own place
         () => stop("The browser dropped the graphics. Reload the page."));
       panel.setSolid(count === 1);
     }

@@ -14,10 +14,11 @@ const bytesOf = (base64: string): Uint8Array<ArrayBuffer> => Uint8Array.from(ato
 
 /** The file has no column of controls: its one section is all there is. */
 const ALONE = `
-body { display: block; height: auto; min-height: 100vh; }
-.alone { display: grid; grid-template-rows: auto minmax(24rem, 1fr) auto; gap: 12px; min-height: 100vh; padding: 12px 18px; }
-.alone dl { display: grid; grid-template-columns: max-content 1fr; gap: 2px 12px; }
-.alone dd { overflow-wrap: anywhere; }
+body { display: block; height: auto; }
+main.alone { display: flex; flex-direction: column; gap: 12px; height: auto; min-height: 100vh; padding: 12px 18px; }
+.alone #stage { flex: 1 0 24rem; height: 70vh; }
+.alone dl { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: 2px 12px; }
+.alone dl > * { overflow-wrap: anywhere; }
 `;
 
 async function open(): Promise<void> {
