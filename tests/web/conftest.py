@@ -7,14 +7,12 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import uvicorn
 
-from atlas.evaluation.evaluate import dataset_folder
-from atlas.explore.studies import read
 from atlas.inference import Atlas
 from atlas.web.app import create_app
 from atlas.web.library import find
@@ -49,16 +47,17 @@ def client(
 
 
 @pytest.fixture(scope="session")
-def served_study(served_run: Path) -> Any:
-    """One of the studies beside the model: id, title, and what a list shows."""
-    return read(dataset_folder(served_run)).rows[7]
-
-
-@pytest.fixture(scope="session")
 def server(served_atlas: Atlas, served_run: Path) -> Iterator[str]:
     """Address of a real server on a free port."""
-    listener = socket.create_server(("127.0.0.1", 0))
     app = create_app(served_atlas, run=served_run, library=find(served_run, None))
+    with serving(app) as address:
+        yield address
+
+
+@contextmanager
+def serving(app: FastAPI) -> Iterator[str]:
+    """Serve an application from a thread; its address."""
+    listener = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(app, log_level="error", lifespan="off", ws="none")
     uvicorn_server = uvicorn.Server(config)
     thread = threading.Thread(target=uvicorn_server.run, kwargs={"sockets": [listener]})

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from typing import Any
 from urllib.parse import parse_qsl, urlparse
 
 import nibabel
@@ -15,7 +16,12 @@ import pytest
 from PIL import Image
 
 from atlas import space
+from atlas.explore.studies import bundled
+from atlas.inference import Atlas
+from atlas.web.app import create_app
+from atlas.web.library import find
 from tests.support import require_tool
+from tests.web.conftest import serving
 
 pytestmark = pytest.mark.browser
 
@@ -29,6 +35,23 @@ ARGUMENTS = [
     "--disable-sync",
 ]
 SIZE = {"width": 802, "height": 600}  # two and three panels take whole pixels
+
+
+@pytest.fixture(scope="module")
+def served_atlas() -> Atlas:
+    """The released model: what most people see."""
+    return Atlas.load()
+
+
+@pytest.fixture(scope="module")
+def served_study() -> Any:
+    return bundled().rows[7]
+
+
+@pytest.fixture(scope="module")
+def server(served_atlas: Atlas) -> Iterator[str]:
+    with serving(create_app(served_atlas, library=find(None, None))) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
@@ -318,14 +341,8 @@ def test_a_counterfactual_stands_beside_the_fact(viewer, served_atlas):
     assert "%" in viewer.page.inner_text("#effect")
     assert changed(fact, viewer.pixels(0)) == 0  # the fact stays
     assert viewer.complaints == []
-
-    difference = expected.difference.get_fdata()
-    place = np.unravel_index(np.abs(difference).argmax(), difference.shape)
-    mm = nibabel.affines.apply_affine(expected.difference.affine, place)
-    viewer.open(f"#view=counterfactual&to.task={category}&mm={','.join(f'{x:.0f}' for x in mm)}")
     viewer.page.check("input[name=zoom][value='16']", force=True)
-    assert colourful(viewer.pixels(2)) > 0
-    viewer.open("")
+    assert colourful(viewer.pixels(2)) > 100
 
 
 def test_crosshairs_are_linked(viewer):
@@ -421,8 +438,8 @@ def test_a_dropped_file_gives_a_code(viewer, tmp_path):
 
 
 ADDRESSES = [
-    "#show=sd&m.n=25&mm=-42,20,28",
-    "#view=counterfactual&m.task=language&to.n=40&to.task=&mm=10,-20,44",
+    "#show=sd&m.year=2005&mm=-42,20,28",
+    "#view=counterfactual&m.task=language&to.year=2023&to.task=&mm=10,-20,44",
     "#view=confidence&parts=decoder*imputation&fade=1.5&m=&mm=0,0,40",
 ]
 
@@ -442,7 +459,7 @@ def test_an_address_restores_the_state(viewer, address):
 
 def test_an_address_that_makes_no_sense_opens_what_does(viewer):
     viewer.open(
-        "#view=no&z=!!&sd=AA&m.n=soon&m.task=dreaming&m.nothing=1&to.n=1e9&parts=&fade=x"
+        "#view=no&z=!!&sd=AA&m.year=soon&m.task=dreaming&m.nothing=1&to.year=1e9&parts=&fade=x"
         "&mm=1,2&study=nobody&show=%00"
     )
     assert viewer.data("view") == "latent"
@@ -481,7 +498,7 @@ def test_every_control_has_a_name(viewer):
         assert viewer.page.evaluate(nameless) == []
 
 
-@pytest.mark.parametrize("size", [(390, 844), (820, 1180)])
+@pytest.mark.parametrize("size", [(390, 700), (820, 700)])
 def test_it_fits_a_narrow_screen(browser, server, size):
     page = Viewer(browser.new_page(viewport={"width": size[0], "height": size[1]}), server)
     for view in ("latent", "counterfactual", "confidence"):
