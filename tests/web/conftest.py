@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import uvicorn
+from fastapi import FastAPI
 
 from atlas.inference import Atlas
 from atlas.web.app import create_app
