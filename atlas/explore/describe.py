@@ -35,6 +35,10 @@ def describe(
     for direction in out["latent"]["directions"]:
         known = direction["index"] < len(topics)
         direction["topics"] = topics[direction["index"]] if known else []
+    words = directions.topic_words() if atlas.card.source == "neurosynth v7" else {}
+    for field in out["fields"]:
+        for category in field["categories"] or ():
+            category["label"] = words.get(category["value"], category["label"])
     why_not = _why_no_regions()
     return {
         **out,
