@@ -54,7 +54,7 @@ class DataConfig(Record):
 class ModelConfig(Record):
     """Size of the network; every width is a multiple of 8 (GroupNorm's groups)."""
 
-    name: Literal["cvae", "baseline_vae"] = "cvae"
+    name: Literal["cvae", "direct_vae", "baseline_vae"] = "cvae"
     latent: Count = 32
     width: Annotated[int, Field(ge=8, multiple_of=8)] = 16  # channels after the stem
     growth: Annotated[int, Field(ge=8, multiple_of=8)] = 16
@@ -71,6 +71,7 @@ class ModelConfig(Record):
     halve: bool = False  # convolve cells of twice the edge; logits are interpolated
     direct: Annotated[int, Field(ge=0)] = 0  # width of the path around the convolutions; 0: none
     rank: Count = 256  # maps that the direct path mixes
+    smooth: Annotated[float, Field(ge=0)] = 0.0  # FWHM of its maps, in its cells; 0: not smoothed
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # in the direct path
     code_dropout: Fraction = 0.0  # share of samples decoded from 0, so that 0 means "unknown"
     base_map: bool = True  # decoder starts from the training set's mean log density

@@ -140,6 +140,12 @@ def origin(model: ModelConfig, fields: FieldTable) -> dict[str, Any]:
     return {"model": model.model_dump(mode="json"), "fields": {"order": list(rows), **rows}}
 
 
+def belonging(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    """List what differs between two origins; a key younger than the weights has its default."""
+    filled = ModelConfig().model_dump(mode="json") | stored["model"]
+    return differences({**stored, "model": filled}, wanted)
+
+
 def differences(stored: Any, wanted: Any, path: str = "") -> list[str]:
     """List every key that differs between two trees of plain data, as `key was old, is new`."""
     if isinstance(stored, dict) and isinstance(wanted, dict):
@@ -159,7 +165,7 @@ def _check_state(run: Path, model: Model, state: dict[str, Any], card: Card) -> 
         said = json.loads((file.metadata() or {}).get(HEADER, "{}"))
     wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in state.items()}
-    changes = differences(said, origin(card.model, card.table())) if said else []
+    changes = belonging(said, origin(card.model, card.table())) if said else []
     if changes:
         raise AtlasError(
             f"{run / CARD}: describes another model than {WEIGHTS}: {'; '.join(changes)}"

@@ -30,16 +30,22 @@ def at(image: nibabel.Nifti1Image, place_mm: tuple[int, int, int]) -> float:
 def test_it_is_small_and_says_what_it_is() -> None:
     folder = model_file.released()
     files = [path for path in folder.iterdir() if path.is_file()]
-    assert {path.name for path in files} == {
-        "README.md",
-        "directions.json",
-        model_file.CARD,
-        model_file.WEIGHTS,
-    }
+    said = {"README.md", "results.json", "directions.json"}
+    assert {path.name for path in files} == {*said, model_file.CARD, model_file.WEIGHTS}
     assert sum(path.stat().st_size for path in files) < 20e6
     card = (folder / "README.md").read_text()
     for word in ("Neurosynth", "ODbL", "atlas train cvae_4mm", "CPU", "validation"):
         assert word in card, word
+
+
+def test_it_says_how_often_its_intervals_cover() -> None:
+    found = json.loads((model_file.released() / "results.json").read_text())
+    assert found["split"] == "test" and found["studies"] == 1966
+    levels = [row["level"] for row in found["coverage"]]
+    shares = [row["covered"] for row in found["coverage"]]
+    assert levels == [0.5, 0.8, 0.9, 0.95]
+    assert shares == sorted(shares) and 0 < shares[0] <= shares[-1] <= 1
+    assert shares == [share[0] for share in found["uncertainty_coverage"].values()]
 
 
 def test_it_knows_language_from_vision(atlas: Atlas) -> None:

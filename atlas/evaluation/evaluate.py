@@ -10,13 +10,14 @@ Three questions, each on studies that training never saw:
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader
 
 from atlas import __version__, metrics, model_file, objectives, progress, space
 from atlas.contracts import Batch
@@ -42,19 +43,61 @@ BATCH = 32
 Law = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
-@dataclass(frozen=True, eq=False)
 class Split:
-    """One split as arrays: S studies over the V cells of the mask."""
+    """One split: its batches, made anew each time, and its arrays: S studies over V cells.
 
-    ids: tuple[str, ...]
-    maps: np.ndarray  # of all peaks, maximum 1
-    half_maps: np.ndarray  # of the given half
-    counts: np.ndarray  # of all peaks
-    half_counts: np.ndarray  # of the half to predict
-    metadata: np.ndarray
-    observed: np.ndarray
-    whole: list[Batch]
-    half: list[Batch]
+    All of Neurosynth's batches would take more memory than its arrays, and the training studies
+    need few of those: each is made when it is first asked for.
+
+    Attributes
+    ----------
+    whole, half : DataLoader of Batch
+        All peaks of each study given; one half given, the other counted.
+    """
+
+    def __init__(self, dataset: Dataset, split: str, card: model_file.Card) -> None:
+        rows, edges = dataset.rows(split), np.array(card.year_edges)
+
+        def batches(view: View) -> DataLoader[Batch]:
+            source = StudyBatches(dataset, card.data, edges, view=view, seed=card.seed)
+            return loader(source, EpochSampler(rows, BATCH, shuffle=False))
+
+        self.ids = tuple(dataset.ids[row] for row in rows)
+        self.whole, self.half = batches("whole"), batches("half")
+        self._mask = torch.from_numpy(space.load(card.data.resolution).mask.copy())
+
+    @cached_property
+    def maps(self) -> np.ndarray:
+        """Of all peaks, maximum 1, (S, V)."""
+        return self._maps(self.whole)
+
+    @cached_property
+    def half_maps(self) -> np.ndarray:
+        """Of the given half, maximum 1, (S, V)."""
+        return self._maps(self.half)
+
+    def _maps(self, batches: Iterable[Batch]) -> np.ndarray:
+        return metrics.scale_to_max(_stack([b.volume_B1XYZ[:, 0, self._mask] for b in batches]))
+
+    @cached_property
+    def counts(self) -> np.ndarray:
+        """Peaks in each cell, (S, V)."""
+        return _stack([batch.counts_BV for batch in self.whole])
+
+    @cached_property
+    def half_counts(self) -> np.ndarray:
+        """Peaks of the half to predict, (S, V)."""
+        return _stack([batch.counts_BV for batch in self.half])
+
+    @cached_property
+    def metadata(self) -> np.ndarray:
+        """Encoded metadata, (S, M)."""
+        return _stack([batch.metadata_BM for batch in self.whole])
+
+    @cached_property
+    def observed(self) -> np.ndarray:
+        """Which of them are known, (S, M)."""
+        return _stack([batch.observed_BM for batch in self.whole])
 
 
 def evaluate(
@@ -92,7 +135,7 @@ def evaluate(
     """
     model, card = model_file.read(run)
     dataset = own_dataset(run, card, dataset)
-    parts = {name: load_split(dataset, name, card) for name in {"train", "val", split}}
+    parts = {name: Split(dataset, name, card) for name in {"train", "val", split}}
     densities = mean_densities(dataset, card.data.resolution)
     measures = score(model, card, parts["train"], parts["val"], parts[split], densities, samples)
     results = {
@@ -148,29 +191,6 @@ def dataset_folder(run: Path) -> Path:
         raise AtlasError(f"{run}: does not say which dataset it used; give --data") from None
 
 
-def load_split(dataset: Dataset, split: str, card: model_file.Card) -> Split:
-    """Read a split into arrays, at the model's resolution and first kernel width."""
-    mask = torch.from_numpy(space.load(card.data.resolution).mask.copy())
-    edges = np.array(card.year_edges)
-
-    def batches(view: View) -> list[Batch]:
-        source = StudyBatches(dataset, card.data, edges, view=view, seed=card.seed)
-        return list(loader(source, EpochSampler(dataset.rows(split), BATCH, shuffle=False)))
-
-    whole, half = batches("whole"), batches("half")
-    return Split(
-        ids=tuple(i for b in whole for i in b.ids),
-        maps=metrics.scale_to_max(_stack([b.volume_B1XYZ[:, 0, mask] for b in whole])),
-        half_maps=metrics.scale_to_max(_stack([b.volume_B1XYZ[:, 0, mask] for b in half])),
-        counts=_stack([b.counts_BV for b in whole]),
-        half_counts=_stack([b.counts_BV for b in half]),
-        metadata=_stack([b.metadata_BM for b in whole]),
-        observed=_stack([b.observed_BM for b in whole]),
-        whole=whole,
-        half=half,
-    )
-
-
 def _stack(parts: list[torch.Tensor]) -> np.ndarray:
     return torch.cat(parts).numpy()
 
@@ -179,7 +199,9 @@ def _stack(parts: list[torch.Tensor]) -> np.ndarray:
 
 
 @torch.inference_mode()
-def reconstruct(model: Model, batches: list[Batch]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def reconstruct(
+    model: Model, batches: Iterable[Batch]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return decoded densities (S, V), posterior means (S, D) and KL by direction (S, D)."""
     outputs = [model(batch, batch.observed_BM) for batch in batches]
     return (
@@ -197,15 +219,13 @@ def mean_densities(dataset: Dataset, resolution: int) -> np.ndarray:
 
 
 def unseen_density(
-    model: Model, batches: list[Batch], shown: np.ndarray, samples: int
+    model: Model, batches: DataLoader[Batch], shown: np.ndarray, samples: int
 ) -> np.ndarray:
     """Density of a study of which only the metadata in `shown`, (M,), are known, (S, V).
 
     A model whose code was dropped in training says it at z = 0; others average over the prior.
     """
-    mask = torch.from_numpy(shown)
-    batches = [batch._replace(observed_BM=batch.observed_BM * mask) for batch in batches]
-    return predictive(model, batches, *unseen_law(model, samples))
+    return predictive(model, batches, *unseen_law(model, samples), torch.from_numpy(shown))
 
 
 def unseen_law(model: Model, samples: int) -> tuple[int, Law]:
@@ -215,7 +235,7 @@ def unseen_law(model: Model, samples: int) -> tuple[int, Law]:
     return samples, lambda mean, _: (0 * mean, 1 + 0 * mean)
 
 
-def half_density(model: Model, batches: list[Batch], samples: int) -> np.ndarray:
+def half_density(model: Model, batches: DataLoader[Batch], samples: int) -> np.ndarray:
     """Density of a study of which a half is known, averaged over the posterior, (S, V)."""
     return predictive(model, batches, samples, posterior)
 
@@ -228,9 +248,10 @@ def posterior(mean: torch.Tensor, sd: torch.Tensor) -> tuple[torch.Tensor, torch
 @torch.inference_mode()
 def predictive(
     model: Model,
-    batches: list[Batch],
+    batches: DataLoader[Batch],
     samples: int,
     law: Law,
+    shown_M: torch.Tensor | None = None,
 ) -> np.ndarray:
     """Average decoded densities over codes, (S, V).
 
@@ -238,10 +259,14 @@ def predictive(
     ----------
     law : callable
         Mean and sd of the codes to draw, from mean and sd of the posterior.
+    shown_M : (M,) tensor, optional
+        0 for metadata to hide.
     """
     out = []
     with progress.track("predicting held-out studies", len(batches) * samples) as ticker:
         for batch in batches:
+            if shown_M is not None:
+                batch = batch._replace(observed_BM=batch.observed_BM * shown_M)
             out.append(average(model, batch, samples, law))
             ticker.advance(samples)
     return _stack(out)

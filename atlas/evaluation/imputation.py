@@ -8,6 +8,7 @@ are). The kernel's width is left out: it is always known.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from atlas.models.model import Model
 Z90 = 1.6448536  # half width of the central 90 % interval of a normal law
 
 
-def impute_hidden(model: Model, card: model_file.Card, batches: list[Batch]) -> dict[str, Any]:
+def impute_hidden(model: Model, card: model_file.Card, batches: Iterable[Batch]) -> dict[str, Any]:
     """Score the imputed value of every field that the model knows and held-out studies have.
 
     Returns
@@ -45,7 +46,7 @@ def impute_hidden(model: Model, card: model_file.Card, batches: list[Batch]) -> 
 
 @torch.inference_mode()
 def _hide(
-    model: Model, batches: list[Batch], part: slice
+    model: Model, batches: Iterable[Batch], part: slice
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return true value, imputed mean and log variance of one field's elements, (S, E) each."""
     found = []

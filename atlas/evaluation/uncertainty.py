@@ -7,6 +7,7 @@ of a normal law at a nominal level. A calibrated sd covers as many cells as the 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from statistics import NormalDist
 
 import torch
@@ -20,13 +21,13 @@ LEVELS = (0.5, 0.8, 0.9, 0.95)
 
 
 @torch.inference_mode()
-def coverage(model: Model, batches: list[Batch], mask: torch.Tensor) -> dict[str, list[float]]:
+def coverage(model: Model, batches: Iterable[Batch], mask: torch.Tensor) -> dict[str, list[float]]:
     """Return the covered share of cells at each level, [mean, low, high] over studies.
 
     Parameters
     ----------
     model : Model
-    batches : list of Batch
+    batches : iterable of Batch
         Held-out studies, all of their peaks given.
     mask : (X, Y, Z) bool tensor
 

@@ -8,11 +8,13 @@ from atlas.config import ModelConfig, YearHead
 
 from .baseline_vae import BaselineVAE
 from .cvae import CVAE
+from .direct_vae import DirectVAE
 from .model import Model
 
 # Without metadata there is no year head either: the baseline's row drops its form.
 MODELS: dict[str, Callable[[ModelConfig, int, int, YearHead], Model]] = {
     "cvae": CVAE,
+    "direct_vae": DirectVAE,
     "baseline_vae": lambda config, width, resolution, _: BaselineVAE(config, width, resolution),
 }
 

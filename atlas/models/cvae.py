@@ -15,6 +15,8 @@ convolutions to find in hours. Both paths add up, in the encoder's hidden layer 
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -26,6 +28,7 @@ from .layers import (
     DenseBlock,
     NormFiLM,
     Upsample,
+    blur,
     channels_last,
     double,
     pool,
@@ -97,7 +100,8 @@ class DirectEncoder(nn.Module):
 class DirectDecoder(nn.Module):
     """z and a complete metadata vector -> logits over cells of twice the edge: a mixture of maps.
 
-    (B, 1, X/2, Y/2, Z/2), 0 in cells that touch no cell of the mask.
+    (B, 1, X/2, Y/2, Z/2), 0 in cells that touch no cell of the mask. With `model.smooth` what is
+    learnt is smoothed: few studies cannot teach more than a smooth map.
     """
 
     near: Tensor
@@ -112,6 +116,7 @@ class DirectDecoder(nn.Module):
         self.hidden = Hidden(config.direct, config.dropout)
         self.weigh = nn.Linear(config.direct, config.rank)
         self.maps = nn.Linear(config.rank, int(near.sum()))
+        self.smooth = config.smooth
         nn.init.normal_(self.maps.weight, std=0.01)
         nn.init.zeros_(self.maps.bias)
 
@@ -122,7 +127,8 @@ class DirectDecoder(nn.Module):
         # By index: ONNX cannot express an assignment through a mask.
         out = logits_BN.new_zeros(z_BD.shape[0], self.near.numel())
         out = out.scatter(1, self.near_N.expand_as(logits_BN), logits_BN)
-        return out.view(-1, 1, *self.near.shape)
+        out = out.view(-1, 1, *self.near.shape)
+        return blur(out, self.smooth) if self.smooth else out
 
 
 class Encoder(nn.Module):
@@ -285,6 +291,7 @@ class CVAE(Model):
         1 for elements of fields that were observed in training; others never reach a layer.
     """
 
+    halves: ClassVar[tuple[type, type]] = Encoder, Decoder
     encoder: Encoder
     decoder: Decoder
     year: nn.Sequential
@@ -301,9 +308,10 @@ class CVAE(Model):
         sizes = pyramid(here.grid.shape, len(config.blocks) + 2 + config.halve)
         cells_V = torch.from_numpy(here.mask.ravel().nonzero()[0])
         near = _near(torch.from_numpy(here.mask.copy()))
-        self.encoder = Encoder(config, fields_width, sizes, near)
+        encoder, decoder = self.halves
+        self.encoder = encoder(config, fields_width, sizes, near)
         self.imputer = Imputer(config.latent, fields_width)
-        self.decoder = Decoder(config, fields_width, sizes, cells_V, near)
+        self.decoder = decoder(config, fields_width, sizes, cells_V, near)
         self.code_dropout = config.code_dropout
         self.year = nn.Sequential(
             nn.Linear(config.latent, 64), nn.SiLU(), nn.Linear(64, year_logits(year_head))

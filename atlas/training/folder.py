@@ -46,7 +46,7 @@ def check(config: Config, dataset: Dataset, run: Path, *, resume: bool, force: b
             + hint
         )
     origin = model_file.origin(config.model, dataset.fields)
-    changes = model_file.differences(checkpoint.get("atlas", origin), origin)
+    changes = model_file.belonging(checkpoint.get("atlas", origin), origin)
     if changes:  # the configurations agree, but the tables of fields or the code's keys do not
         raise AtlasError(f"{_last(run)}: belongs to another model: {'; '.join(changes)}")
 

@@ -11,7 +11,7 @@ import torch
 from atlas import model_file
 from atlas.data.dataset import Dataset
 from atlas.evaluation import criteria, task_effect
-from atlas.evaluation.evaluate import evaluate, load_split
+from atlas.evaluation.evaluate import Split, evaluate
 from atlas.evaluation.imputation import gaussian_scores, impute_hidden
 from atlas.evaluation.uncertainty import LEVELS, covered
 from atlas.inference import Atlas
@@ -118,7 +118,7 @@ def test_missing_metadata_criterion_can_fail(
 
 def test_hidden_fields_are_hidden(tiny_run: Path, bundled: Dataset) -> None:
     model, card = model_file.read(tiny_run)
-    batches = load_split(bundled, "val", card).whole
+    batches = list(Split(bundled, "val", card).whole)
     before = impute_hidden(model, card, batches)
     assert set(before) <= set(card.table().names) and "fwhm" not in before and "task" in before
     part = card.table().slices["task"]
