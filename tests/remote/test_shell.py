@@ -156,3 +156,24 @@ def test_tools_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch) -> No
     )
     with pytest.raises(AtlasError, match="rsync is not on this machine: install rsync"):
         shells.require_tools()
+
+
+@pytest.mark.parametrize("what", ["run", "read", "push", "pull"])
+def test_a_folder_that_is_taken_away_under_a_call_is_a_lost_way(
+    shell: SshShell | LocalShell, what: str, tmp_path: Path
+) -> None:
+    """Which a job answers with another pod; a command that failed would end it."""
+    take = 'd=$(pwd); cd ..; mv "$d" "$d.going"; rm -rf "$d.going"; exit 1'
+    calls = {
+        "run": lambda: shell.run(["python3", "-m", "no.such.module"]),
+        "read": lambda: shell.read("job.log"),
+        "push": lambda: shell.push(Path(__file__), "deep/er/file"),
+        "pull": lambda: shell.pull("run", tmp_path / "back", ["metrics.csv"]),
+    }
+    with shell:
+        with pytest.raises(ShellLost, match="gone"):
+            shell.run(["sh", "-c", take])
+        with pytest.raises(ShellLost, match="gone"):
+            calls[what]()
+        with pytest.raises(ShellLost, match="gone"):  # and nothing made it anew
+            shell.run(["true"])
