@@ -253,12 +253,13 @@ def ssh(job: str, command: tuple[str, ...], as_json: bool) -> None:
     desk = _Desk()
     folder, provider = desk.folder(job)
     from atlas.remote import job as jobs
+    from atlas.remote.keys import keyless
 
     argv = [*jobs.ssh_command(folder, provider), *command]
     if as_json:
         print_json({"argv": argv})
         return
-    os.execvp(argv[0], argv)
+    os.execvpe(argv[0], argv, keyless())
 
 
 @remote.command()

@@ -16,6 +16,7 @@ from typing import IO
 from atlas.errors import AtlasError
 
 from .errors import CommandFailed, ShellLost
+from .keys import keyless
 from .provider import Endpoint
 
 _SSH_FAILED = 255  # ssh's own exit code; a command's 255 is turned into 254 over there
@@ -36,7 +37,8 @@ def make_key(path: Path) -> str:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "atlas", "-f", str(path)]
-        subprocess.run(command, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        nothing = subprocess.DEVNULL
+        subprocess.run(command, check=True, stdin=nothing, stdout=nothing, env=keyless())
     return path.with_suffix(".pub").read_text().strip()
 
 
@@ -63,6 +65,7 @@ def _finish(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         cwd=cwd,
+        env=keyless(),
         start_new_session=True,
     ) as process:
         try:
@@ -217,7 +220,9 @@ class SshShell:
 
     def _hang_up(self) -> None:
         command = [*self._ssh, "-O", "exit", self._where]
-        subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+        subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, check=False, env=keyless()
+        )
         for socket in Path(self._control).glob("*"):
             socket.unlink(missing_ok=True)
 
