@@ -195,9 +195,9 @@ class SshShell:
             "PermitLocalCommand=no",
             *options,
         ]
-        self._ssh = ["ssh", *(["-p", str(endpoint.port)] if endpoint.port else []), "-T"]
-        for setting in settings:
-            self._ssh += ["-o", setting]
+        port = ["-p", str(endpoint.port)] if endpoint.port else []
+        self._login = ["ssh", *port, *(word for o in options for word in ("-o", o))]
+        self._ssh = ["ssh", *port, "-T", *(word for o in settings for word in ("-o", o))]
         self._where = f"{endpoint.user}@{endpoint.host}" if endpoint.user else endpoint.host
 
     def __enter__(self) -> SshShell:
@@ -212,6 +212,10 @@ class SshShell:
     def __exit__(self, *_: object) -> None:
         """Close the connection; what was started there goes on."""
         self.close()
+
+    def login(self) -> list[str]:
+        """Return the command line with which a person logs in there."""
+        return [*self._login, self._where]
 
     def close(self) -> None:
         """End the shared connection."""
