@@ -46,7 +46,8 @@ def pin(known_hosts: Path, endpoint: Endpoint) -> None:
     """Write the host key that the provider gave; a pod that shows another one is refused."""
     if endpoint.host_key:
         kind, key = endpoint.host_key.split()[:2]
-        line = f"[{endpoint.host}]:{endpoint.port} {kind} {key}\n"
+        name = endpoint.host if endpoint.port == 22 else f"[{endpoint.host}]:{endpoint.port}"
+        line = f"{name} {kind} {key}\n"
         old = known_hosts.read_text() if known_hosts.exists() else ""
         if line not in old:
             with known_hosts.open("a") as file:

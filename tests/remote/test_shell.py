@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from atlas.errors import AtlasError
 from atlas.remote import shell as shells
 from atlas.remote.errors import CommandFailed, ShellLost
+from atlas.remote.provider import Endpoint
 from atlas.remote.shell import LocalShell, SshShell, job_options, pin
 from tests.remote.sshd import Lab, lab
 
@@ -98,6 +100,15 @@ def test_a_wrong_host_key_is_refused_and_nothing_is_sent(lab: Lab, tmp_path: Pat
         pass
     assert not isinstance(refused.value, ShellLost)  # never tried again
     assert not (lab.machine.home / "job").exists()
+
+
+@pytest.mark.parametrize(("port", "name"), [(22, "host"), (2222, "[host]:2222")])
+def test_a_pinned_host_key_is_found_under_the_name_that_ssh_looks_for(
+    port: int, name: str, lab: Lab, tmp_path: Path
+) -> None:
+    pin(tmp_path / "hosts", Endpoint("host", port, "root", lab.endpoint.host_key))
+    find = ["ssh-keygen", "-F", name, "-f", str(tmp_path / "hosts")]
+    assert subprocess.run(find, capture_output=True, check=False).returncode == 0
 
 
 def test_a_host_key_that_nobody_told_is_kept_and_then_checked(lab: Lab, tmp_path: Path) -> None:
