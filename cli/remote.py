@@ -44,12 +44,14 @@ class _Desk:
         self.say = Teller(self.clock, progress.quiet)
         self.views: list[View] = overview.look(self.ledger, self.open, self.clock)
 
-    def open(self, name: str, entry: Entry | None = None) -> Provider:
-        """Connect to the provider of an entry; ssh's machine is written in its job."""
+    def open(self, name: str, entry: Entry | None = None, pod: str | None = None) -> Provider:
+        """Connect to the provider of an entry, or of a pod that no job here made."""
         from atlas.remote import overview
 
         folder = overview.folder_of(entry) if entry else None
-        return connect(name, self.clock, **_asked(folder))
+        asked = _asked(folder)
+        where = overview.place(entry) if entry else (pod or "").rpartition("/")[0]
+        return connect(name, self.clock, **asked | ({"host": where} if where else {}))
 
     def rows(self) -> list[Row]:
         """Return what runs now."""
@@ -231,7 +233,7 @@ def _stop(desk: _Desk, row: Row) -> float | None:
 
     entry = desk.ledger.find(row.name)
     folder = overview.folder_of(entry) if entry else None
-    provider = desk.open(row.provider, entry)
+    provider = desk.open(row.provider, entry, row.pod)
     if folder is not None:
         from atlas.remote import job
 
@@ -253,12 +255,13 @@ def ssh(job: str, command: tuple[str, ...], as_json: bool) -> None:
     desk = _Desk()
     folder, provider = desk.folder(job)
     from atlas.remote import job as jobs
+    from atlas.remote.keys import keyless
 
     argv = [*jobs.ssh_command(folder, provider), *command]
     if as_json:
         print_json({"argv": argv})
         return
-    os.execvp(argv[0], argv)
+    os.execvpe(argv[0], argv, keyless())
 
 
 @remote.command()

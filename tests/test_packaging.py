@@ -141,6 +141,37 @@ def test_wheel(built: Built, files: list[Path], subtests: pytest.Subtests) -> No
         assert PAGE in names
 
 
+SENT = """
+import sys
+from pathlib import Path
+from atlas.remote import bundle
+from atlas.remote.pod import environment
+root = sys.argv[1]
+assert bundle.commit() is None
+assert bundle.make(Path(root)) == ["code.whl", "requirements.txt", "lock.txt"]
+environment.unpack(root)
+assert "torch==" in Path(root, "lock.txt").read_text()
+"""
+
+
+def test_an_installed_wheel_is_sent_as_it_was(built: Built, tmp_path: Path) -> None:
+    """For a pod: there is no commit, so the installed files are packed again and run from there."""
+    target, root = install(built.wheel, tmp_path / "target"), tmp_path / "root"
+    root.mkdir()
+    sent = run("-c", SENT, root, cwd=tmp_path, PYTHONPATH=str(target))
+    assert sent.returncode == 0, sent.stdout
+    with zipfile.ZipFile(built.wheel) as first, zipfile.ZipFile(root / "code.whl") as again:
+        assert {*first.namelist()} == {*again.namelist()}
+        for name in first.namelist():
+            assert name.endswith("/RECORD") or first.read(name) == again.read(name), name
+    code = str(root / "code")
+    said = run("-m", "atlas.cli", "train", "smoke", "--data", "none", "--out", "run",
+               cwd=root, PYTHONPATH=code)  # fmt: skip
+    assert said.returncode == 1 and said.stdout.count("Error: none: ") == 1, said.stdout
+    where = run("-c", "import atlas; print(atlas.__file__)", cwd=root, PYTHONPATH=code)
+    assert where.stdout.startswith(code)
+
+
 NUMPY_SIDE = """
 import sys
 import numpy as np

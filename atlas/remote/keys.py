@@ -13,6 +13,7 @@ from pathlib import Path
 from atlas.errors import AtlasError
 
 HIDDEN = "***"
+_NAMES = ("RUNPOD_API_KEY", "WANDB_API_KEY")
 
 
 class Secret:
@@ -57,6 +58,11 @@ class Key:
 
     secret: Secret
     source: str
+
+
+def keyless(env: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Return an environment without keys, for ssh, which may be set to send some of it on."""
+    return {name: value for name, value in env.items() if name not in _NAMES}
 
 
 def keyring(env: Mapping[str, str] = os.environ) -> Path:

@@ -12,7 +12,7 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from datetime import datetime, timedelta
@@ -184,11 +184,20 @@ class Reconciled:
     waiting: tuple[Entry, ...]
 
 
-def reconcile(ledger: Ledger, provider: Provider, clock: Clock) -> Reconciled:
-    """Hold every open entry of this provider against its pods, and write down what changed."""
-    entries = {e.name: e for e in ledger.entries() if e.provider == provider.name}
+def reconcile(
+    ledger: Ledger, provider: Provider, clock: Clock, mine: Callable[[Entry], bool] = lambda _: True
+) -> Reconciled:
+    """Hold every open entry of this provider against its pods, and write down what changed.
+
+    `mine` leaves out the entries of the provider's other machines.
+    """
+
+    def known() -> dict[str, Entry]:
+        return {e.name: e for e in ledger.entries() if e.provider == provider.name and mine(e)}
+
+    entries = known()
     pods = provider.pods()  # after the entries: a pod made in between is unknown to nobody
-    entries |= {e.name: e for e in ledger.entries() if e.provider == provider.name}
+    entries |= known()
     running: list[tuple[Entry, Pod]] = []
     unknown: list[Pod] = []
     for pod in pods:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import signal
 from contextlib import suppress
@@ -19,6 +20,7 @@ from .provider import Account, Clock, Offer, Pod, PodSpec
 from .shell import LocalShell
 
 _ABOUT = "pod.json"
+_GOING = ".going-"  # a pod's folder that is being removed; no pod any more
 
 
 class Local:
@@ -63,14 +65,16 @@ class Local:
         return Pod(pod_id, pod_id, "running", 0.0, about["gpu"], created=created)
 
     def terminate(self, pod_id: str) -> None:
-        """End its job and take the folder away."""
+        """End its job and take the folder away: out of sight at once, then file by file."""
         root = self._folder / pod_id
-        if not is_ours(pod_id) or not root.is_dir():
-            return
-        with suppress(ProcessLookupError, ValueError):
-            os.kill(int(files.read(str(root), files.WATCHDOG_PID)), signal.SIGTERM)
-        watchdog.stop(str(root))
-        shutil.rmtree(root, ignore_errors=True)
+        if is_ours(pod_id) and root.is_dir():
+            with suppress(ProcessLookupError, ValueError):
+                os.kill(int(files.read(str(root), files.WATCHDOG_PID)), signal.SIGTERM)
+            watchdog.stop(str(root))
+            with suppress(FileNotFoundError):  # another client was faster
+                root.rename(self._folder / f"{_GOING}{pod_id}-{secrets.token_hex(4)}")
+        for left in self._folder.glob(f"{_GOING}*"):  # also of a client that was killed here
+            shutil.rmtree(left, ignore_errors=True)
 
     def cost(self, pod: Pod) -> float | None:
         """Nothing."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 from atlas.errors import AtlasError
 
-from . import keys
+from . import keys, state
 from .ledger import Entry, Ledger, Reconciled, cost_at_most, dollars, reconcile
 from .provider import Clock, Pod, Provider
 
@@ -25,10 +26,12 @@ class View:
 
     Attributes
     ----------
+    place : the machine, of a provider with several (ssh)
     failed : the line that says why it could not be asked; the ledger alone is shown then
     """
 
     name: str
+    place: str
     provider: Provider | None
     found: Reconciled | None
     failed: str | None = None
@@ -55,18 +58,33 @@ def look(
     ledger: Ledger, connect: Connect, clock: Clock, env: Mapping[str, str] = os.environ
 ) -> list[View]:
     """Reconcile the ledger with every provider that it names, and with RunPod where a key is."""
-    opened: dict[str, Entry | None] = {e.provider: e for e in ledger.entries() if e.open}
-    if "runpod" not in opened and keys.find("RUNPOD_API_KEY", env=env):
-        opened["runpod"] = None
-    return [_ask(name, entry, ledger, connect, clock) for name, entry in sorted(opened.items())]
+    opened: dict[tuple[str, str], Entry | None] = {
+        (e.provider, place(e)): e for e in ledger.entries() if e.open
+    }
+    if ("runpod", "") not in opened and keys.find("RUNPOD_API_KEY", env=env):
+        opened["runpod", ""] = None
+    return [_ask(*where, opened[where], ledger, connect, clock) for where in sorted(opened)]
 
 
-def _ask(name: str, entry: Entry | None, ledger: Ledger, connect: Connect, clock: Clock) -> View:
+def _ask(
+    name: str, where: str, entry: Entry | None, ledger: Ledger, connect: Connect, clock: Clock
+) -> View:
     try:
         provider = connect(name, entry)
-        return View(name, provider, reconcile(ledger, provider, clock))
+        found = reconcile(ledger, provider, clock, lambda e: place(e) == where)
+        return View(name, where, provider, found)
     except AtlasError as error:
-        return View(name, None, None, str(error))
+        return View(name, where, None, None, str(error))
+
+
+def place(entry: Entry) -> str:
+    """Name the machine that a pod is a folder of; "" where the provider's name says all."""
+    if entry.pod is not None:
+        return entry.pod.rpartition("/")[0]
+    if folder := folder_of(entry):
+        with suppress(AtlasError):
+            return state.read(folder).request.host or ""
+    return ""
 
 
 def rows(views: Iterable[View], ledger: Ledger, now: datetime) -> list[Row]:
@@ -75,7 +93,7 @@ def rows(views: Iterable[View], ledger: Ledger, now: datetime) -> list[Row]:
     for view in views:
         if view.found is None:
             entries = [e for e in ledger.entries() if e.open and e.provider == view.name]
-            found += [_row(entry, "not asked", now) for entry in entries]
+            found += [_row(e, "not asked", now) for e in entries if place(e) == view.place]
             continue
         found += [_row(entry, pod.status, now) for entry, pod in view.found.running]
         found += [_row(entry, "planned", now) for entry in view.found.waiting]

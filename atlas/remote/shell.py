@@ -8,13 +8,15 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 from atlas.errors import AtlasError
 
 from .errors import CommandFailed, ShellLost
+from .keys import keyless
 from .provider import Endpoint
 
 _SSH_FAILED = 255  # ssh's own exit code; a command's 255 is turned into 254 over there
@@ -35,7 +37,8 @@ def make_key(path: Path) -> str:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "atlas", "-f", str(path)]
-        subprocess.run(command, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        nothing = subprocess.DEVNULL
+        subprocess.run(command, check=True, stdin=nothing, stdout=nothing, env=keyless())
     return path.with_suffix(".pub").read_text().strip()
 
 
@@ -43,7 +46,8 @@ def pin(known_hosts: Path, endpoint: Endpoint) -> None:
     """Write the host key that the provider gave; a pod that shows another one is refused."""
     if endpoint.host_key:
         kind, key = endpoint.host_key.split()[:2]
-        line = f"[{endpoint.host}]:{endpoint.port} {kind} {key}\n"
+        name = endpoint.host if endpoint.port == 22 else f"[{endpoint.host}]:{endpoint.port}"
+        line = f"{name} {kind} {key}\n"
         old = known_hosts.read_text() if known_hosts.exists() else ""
         if line not in old:
             with known_hosts.open("a") as file:
@@ -62,6 +66,7 @@ def _finish(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         cwd=cwd,
+        env=keyless(),
         start_new_session=True,
     ) as process:
         try:
@@ -95,19 +100,29 @@ class LocalShell:
         if not os.path.isdir(self.root):
             raise ShellLost(f"{self.root}: the folder is gone")
 
+    @contextmanager
+    def _there(self) -> Iterator[None]:
+        """Take what fails because the folder was removed under it for a lost way."""
+        self._check()
+        try:
+            yield
+        except (CommandFailed, OSError):
+            self._check()
+            raise
+
     def run(
         self, argv: Sequence[str], *, stdin: bytes | IO[bytes] | None = None, timeout: float = 60
     ) -> bytes:
         """Run to the end in the root folder and return stdout."""
-        self._check()
-        try:
-            done = _finish(list(argv), stdin, timeout, self.root)
-        except subprocess.TimeoutExpired:
-            raise ShellLost(f"{argv[0]}: no answer in {timeout:g} s") from None
-        except FileNotFoundError:
-            raise CommandFailed(argv, 127, f"{argv[0]}: not found") from None
-        if done.returncode:
-            raise CommandFailed(argv, done.returncode, _last_lines(done.stderr))
+        with self._there():
+            try:
+                done = _finish(list(argv), stdin, timeout, self.root)
+            except subprocess.TimeoutExpired:
+                raise ShellLost(f"{argv[0]}: no answer in {timeout:g} s") from None
+            except FileNotFoundError:
+                raise CommandFailed(argv, 127, f"{argv[0]}: not found") from None
+            if done.returncode:
+                raise CommandFailed(argv, done.returncode, _last_lines(done.stderr))
         return done.stdout
 
     def read(self, path: str, offset: int = 0) -> bytes:
@@ -118,28 +133,29 @@ class LocalShell:
                 file.seek(offset)
                 return file.read()
         except FileNotFoundError:
+            self._check()
             return b""
 
     def push(self, source: Path, target: str) -> None:
         """Copy a file or a folder's content."""
-        self._check()
         there = Path(self.root, target)
-        there.parent.mkdir(parents=True, exist_ok=True)
-        if source.is_dir():
-            shutil.copytree(source, there, dirs_exist_ok=True)
-        else:
-            _copy(source, there)
+        with self._there():
+            there.parent.mkdir(parents=True, exist_ok=True)
+            if source.is_dir():
+                shutil.copytree(source, there, dirs_exist_ok=True)
+            else:
+                _copy(source, there)
 
     def pull(self, source: str, target: Path, names: Sequence[str]) -> None:
         """Copy files of a folder here, each whole or not at all."""
-        self._check()
-        for name in names:
-            here = target / name
-            here.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                _copy(Path(self.root, source, name), here)
-            except FileNotFoundError:
-                raise CommandFailed(["copy"], 1, f"{source}/{name} is not there") from None
+        with self._there():
+            for name in names:
+                here = target / name
+                here.parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    _copy(Path(self.root, source, name), here)
+                except FileNotFoundError:
+                    raise CommandFailed(["copy"], 1, f"{source}/{name} is not there") from None
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -180,9 +196,9 @@ class SshShell:
             "PermitLocalCommand=no",
             *options,
         ]
-        self._ssh = ["ssh", *(["-p", str(endpoint.port)] if endpoint.port else []), "-T"]
-        for setting in settings:
-            self._ssh += ["-o", setting]
+        port = ["-p", str(endpoint.port)] if endpoint.port else []
+        self._login = ["ssh", *port, *(word for o in options for word in ("-o", o))]
+        self._ssh = ["ssh", *port, "-T", *(word for o in settings for word in ("-o", o))]
         self._where = f"{endpoint.user}@{endpoint.host}" if endpoint.user else endpoint.host
 
     def __enter__(self) -> SshShell:
@@ -198,6 +214,10 @@ class SshShell:
         """Close the connection; what was started there goes on."""
         self.close()
 
+    def login(self) -> list[str]:
+        """Return the command line with which a person logs in there."""
+        return [*self._login, self._where]
+
     def close(self) -> None:
         """End the shared connection."""
         self._hang_up()
@@ -205,7 +225,9 @@ class SshShell:
 
     def _hang_up(self) -> None:
         command = [*self._ssh, "-O", "exit", self._where]
-        subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+        subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, check=False, env=keyless()
+        )
         for socket in Path(self._control).glob("*"):
             socket.unlink(missing_ok=True)
 
@@ -230,6 +252,21 @@ class SshShell:
             raise CommandFailed(argv, done.returncode, said)
         return done.stdout
 
+    def _in_root(
+        self,
+        line: str,
+        stdin: bytes | IO[bytes] | None,
+        timeout: float,
+        argv: Sequence[str] = ("sh",),
+    ) -> bytes:
+        """Run a line in the root folder; where that is gone, afterwards too, the way is lost."""
+        root = shlex.quote(self.root)
+        there = f"[ -d {root} ] || {{ echo the folder is gone >&2; exit {_SSH_FAILED}; }}"
+        own = f"[ $c != {_SSH_FAILED} ] || c={_SSH_FAILED - 1}"
+        run = f"(cd {root} && {{ {line}; }}); c=$?"
+        whole = f"{there}; {run}; [ $c = 0 ] || {there}; {own}; exit $c"
+        return self._remote(whole, stdin, timeout, argv)
+
     def _lost(self, said: str) -> AtlasError:
         if "host key" in said.lower() or "REMOTE HOST IDENTIFICATION" in said:
             return AtlasError(
@@ -244,22 +281,18 @@ class SshShell:
         self, argv: Sequence[str], *, stdin: bytes | IO[bytes] | None = None, timeout: float = 60
     ) -> bytes:
         """Run to the end in the root folder and return stdout."""
-        line = f"cd {shlex.quote(self.root)} || exit; {shlex.join(argv)}; c=$?"
-        return self._remote(line + "; [ $c != 255 ] || c=254; exit $c", stdin, timeout, argv)
+        return self._in_root(shlex.join(argv), stdin, timeout, argv)
 
     def read(self, path: str, offset: int = 0) -> bytes:
         """Bytes of a file from an offset on."""
         name = shlex.quote(path)
-        line = (
-            f"cd {shlex.quote(self.root)} || exit; [ ! -f {name} ] || tail -c +{offset + 1} {name}"
-        )
-        return self._remote(line, None, 600)
+        return self._in_root(f"[ ! -f {name} ] || tail -c +{offset + 1} {name}", None, 600)
 
     def push(self, source: Path, target: str) -> None:
         """Copy a file or a folder's content; what is there already is not sent again."""
         there = f"{self.root}/{target}"
-        parent = os.path.dirname(there.rstrip("/"))
-        self._remote("mkdir -p " + shlex.quote(parent), None, 60)
+        parent = os.path.dirname(target.rstrip("/")) or "."
+        self._in_root("mkdir -p " + shlex.quote(parent), None, 60)
         origin = f"{source}/" if source.is_dir() else str(source)
         self._rsync([origin, f"{self._where}:{shlex.quote(there)}"])
 
@@ -295,7 +328,10 @@ class SshShell:
         if "No space left" in said or "Disk quota" in said:
             raise CommandFailed(["rsync"], done.returncode, f"the disk is full ({said})")
         # 23, 24: some files vanished or cannot be read; 127: no rsync there; the rest: cut.
-        if done.returncode in (1, 2, 3, 4, 11, 23, 24) or "command not found" in said:
+        # A folder that is not there is 23 for one rsync, 12 (a cut) for the next.
+        broken = "command not found" in said or "change_dir" in said
+        if done.returncode in (1, 2, 3, 4, 11, 23, 24) or broken:
+            self._in_root("true", None, 60)
             raise CommandFailed(["rsync"], done.returncode, said)
         self._hang_up()
         raise self._lost(said)

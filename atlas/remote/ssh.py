@@ -26,6 +26,16 @@ _HOST = re.compile(
 )
 _LIST = f"cat {JOBS}/atlas-*/{_ABOUT} 2>/dev/null || true"
 _GPU = "nvidia-smi --query-gpu=name,memory.total --format=csv,noheader,nounits 2>/dev/null || true"
+# Out of sight at once, then file by file: what still ends in the folder may write a last file. Also
+# what a client that was killed here had left.
+_END = f"""cd {JOBS} 2>/dev/null || exit 0
+if [ -d {{name}} ]; then
+  (cd {{name}}
+   [ ! -s watchdog.pid ] || kill $(cat watchdog.pid) 2>/dev/null
+   [ ! -d pod ] || python3 -m pod.runner stop)
+  mv {{name}} .going-{{name}}-$$ || [ ! -d {{name}} ] || exit 1
+fi
+rm -rf .going-* 2>/dev/null || true"""
 
 
 class Ssh:
@@ -113,12 +123,7 @@ class Ssh:
         if not is_ours(name):
             return
         try:
-            self._ask(
-                f"[ -d {JOBS}/{name} ] || exit 0; cd {JOBS}/{name}; "
-                "[ ! -s watchdog.pid ] || kill $(cat watchdog.pid) 2>/dev/null; "
-                "[ ! -d pod ] || python3 -m pod.runner stop; "
-                f"cd ..; rm -rf {name}"
-            )
+            self._ask(_END.format(name=name))
         except CommandFailed as error:
             raise ProviderDown(f"{pod_id}: not taken away: {error}") from None
 

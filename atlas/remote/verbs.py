@@ -13,7 +13,7 @@ from .follow import End, Follower
 from .ledger import Ledger
 from .provider import Clock, Provider
 from .reach import Ceiling, PodLost, Way
-from .shell import job_options
+from .shell import SshShell
 from .state import LOG, Say, locked, open_job, read
 
 
@@ -86,10 +86,11 @@ def ssh_command(out: Path, provider: Provider) -> list[str]:
     if pod.endpoint is None:
         raise AtlasError(f"{out}: its pod has no address for SSH")
     folder = out.resolve() / state.FOLDER
-    where = f"{pod.endpoint.user}@{pod.endpoint.host}" if pod.endpoint.user else pod.endpoint.host
-    argv = ["ssh", "-p", str(pod.endpoint.port)]
-    if provider.bills:
-        hosts = folder / f"known_hosts-{len(found.machines)}"
-        for option in job_options(folder / state.KEY, hosts):
-            argv += ["-o", option]
-    return [*argv, where]
+    hosts = folder / f"known_hosts-{len(found.machines)}"
+    way = provider.shell(pod, folder / state.KEY, hosts)
+    if not isinstance(way, SshShell):
+        raise AtlasError(f"{out}: its pod is not reached by SSH")
+    try:
+        return way.login()
+    finally:
+        way.close()

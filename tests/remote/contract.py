@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +79,19 @@ class Contract:
         bench.provider.terminate(pod.id)
         bench.provider.terminate("podnosuch1")
         assert bench.provider.pod("podnosuch1").status == "gone"
+
+    def test_what_is_still_written_keeps_no_pod(self, bench: Bench, tmp_path: Path) -> None:
+        """A process of the job that ends late writes into the folder while that is taken away."""
+        pod = bench.ready(bench.provider.create(bench.spec()))
+        late = "for i in $(seq 2000); do echo > file$i; done"
+        with bench.provider.shell(pod, bench.key, bench.known_hosts) as shell:
+            shell.run(["sh", "-c", f"({late}) >/dev/null 2>&1 &"])
+        bench.provider.terminate(pod.id)
+        assert bench.provider.pod(pod.id).status == "gone"
+        assert pod.id not in {p.id for p in bench.provider.pods()}
+        time.sleep(0.5)
+        bench.provider.terminate(pod.id)  # any later one takes away what was left
+        assert bench.running() == 0
 
     def test_one_name_is_one_pod(self, bench: Bench) -> None:
         spec = bench.spec()

@@ -19,6 +19,7 @@ from atlas.remote.errors import CommandFailed
 from atlas.remote.pod import watchdog
 from atlas.remote.shell import LocalShell
 from tests.remote.jobs import Bench, local
+from tests.support import heed_ctrl_c
 
 __all__ = ["local"]
 
@@ -49,9 +50,15 @@ def test_the_run_comes_home_whole(local: Bench) -> None:
 
 def test_checkpoints_come_while_it_trains(local: Bench) -> None:
     seen: list[int] = []
-    local.at = {"checkpoint and metrics": lambda: seen.append(last_epoch(local.out))}
-    assert local.launch(local.commands(epochs=5, pace=0.5)) == 0
-    assert seen and seen[0] < 5
+
+    def come() -> None:
+        seen.append(last_epoch(local.out))
+        (pod,) = local.provider.pods()
+        local.provider.shell(pod, Path(), Path()).run(["touch", "seen"])
+
+    local.at = {"checkpoint and metrics": come}
+    assert local.launch(local.commands(end="when seen")) == 0
+    assert seen == [1]
 
 
 @pytest.mark.parametrize(
@@ -154,6 +161,7 @@ def spawn_client(bench: Bench) -> subprocess.Popen[str]:
         stderr=subprocess.STDOUT,
         text=True,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        preexec_fn=heed_ctrl_c,
     )
     assert client.stdout is not None
     said = ""
@@ -229,6 +237,7 @@ def test_a_torn_checkpoint_never_takes_the_place_of_a_whole_one(
 
     def tears(shell: LocalShell, source: str, target: Path, names: Any) -> None:
         real(shell, source, target, names)
+        Path(shell.root, "seen").touch()
         if (local.out / "checkpoints" / "last.ckpt").exists() and len(torn) < 2:
             for name in names:
                 if name.endswith("last.ckpt"):
@@ -245,7 +254,7 @@ def test_a_torn_checkpoint_never_takes_the_place_of_a_whole_one(
 
     said = local.say
     local.say = lambda step, text: (said(step, text), look(step, text))[0]  # type: ignore[method-assign]
-    assert local.launch(local.commands(epochs=6, pace=0.3)) == 0
+    assert local.launch(local.commands(epochs=6, pace=0.3, end="when seen")) == 0
     assert len(torn) == 2 and whole == sorted(whole)
     assert last_epoch(local.out) == 6
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from atlas.errors import AtlasError
 from atlas.remote import shell as shells
 from atlas.remote.errors import CommandFailed, ShellLost
+from atlas.remote.provider import Endpoint
 from atlas.remote.shell import LocalShell, SshShell, job_options, pin
 from tests.remote.sshd import Lab, lab
 
@@ -100,6 +102,15 @@ def test_a_wrong_host_key_is_refused_and_nothing_is_sent(lab: Lab, tmp_path: Pat
     assert not (lab.machine.home / "job").exists()
 
 
+@pytest.mark.parametrize(("port", "name"), [(22, "host"), (2222, "[host]:2222")])
+def test_a_pinned_host_key_is_found_under_the_name_that_ssh_looks_for(
+    port: int, name: str, lab: Lab, tmp_path: Path
+) -> None:
+    pin(tmp_path / "hosts", Endpoint("host", port, "root", lab.endpoint.host_key))
+    find = ["ssh-keygen", "-F", name, "-f", str(tmp_path / "hosts")]
+    assert subprocess.run(find, capture_output=True, check=False).returncode == 0
+
+
 def test_a_host_key_that_nobody_told_is_kept_and_then_checked(lab: Lab, tmp_path: Path) -> None:
     hosts = tmp_path / "fresh"
     with SshShell(lab.endpoint, "job", job_options(lab.key, hosts)) as there:
@@ -156,3 +167,24 @@ def test_tools_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch) -> No
     )
     with pytest.raises(AtlasError, match="rsync is not on this machine: install rsync"):
         shells.require_tools()
+
+
+@pytest.mark.parametrize("what", ["run", "read", "push", "pull"])
+def test_a_folder_that_is_taken_away_under_a_call_is_a_lost_way(
+    shell: SshShell | LocalShell, what: str, tmp_path: Path
+) -> None:
+    """Which a job answers with another pod; a command that failed would end it."""
+    take = 'd=$(pwd); cd ..; mv "$d" "$d.going"; rm -rf "$d.going"; exit 1'
+    calls = {
+        "run": lambda: shell.run(["python3", "-m", "no.such.module"]),
+        "read": lambda: shell.read("job.log"),
+        "push": lambda: shell.push(Path(__file__), "deep/er/file"),
+        "pull": lambda: shell.pull("run", tmp_path / "back", ["metrics.csv"]),
+    }
+    with shell:
+        with pytest.raises(ShellLost, match="gone"):
+            shell.run(["sh", "-c", take])
+        with pytest.raises(ShellLost, match="gone"):
+            calls[what]()
+        with pytest.raises(ShellLost, match="gone"):  # and nothing made it anew
+            shell.run(["true"])

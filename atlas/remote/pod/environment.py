@@ -50,11 +50,13 @@ def unpack(root: str) -> None:
         zipfile.ZipFile(os.path.join(root, WHEEL)).extractall(work)
         os.rename(work, code)
         return
-    _call(["git", "clone", "-q", os.path.join(root, BUNDLE), work], root)
-    _call(["git", "-C", work, "checkout", "-q", "--detach", files.job(root)["commit"]], root)
+    _call("git clone", ["git", "clone", "-q", os.path.join(root, BUNDLE), work], root)
+    commit = files.job(root)["commit"]
+    _call("git checkout", ["git", "-C", work, "checkout", "-q", "--detach", commit], root)
     diff = os.path.join(root, DIFF)
     if os.path.exists(diff) and os.path.getsize(diff):
-        _call(["git", "-C", work, "apply", "--whitespace=nowarn", os.path.abspath(diff)], root)
+        apply = ["git", "-C", work, "apply", "--whitespace=nowarn", os.path.abspath(diff)]
+        _call("git apply", apply, root)
     for name in ("cli", "web"):  # installed as atlas.cli and atlas.web
         link = os.path.join(work, "atlas", name)
         if os.path.isdir(os.path.join(work, name)) and not os.path.lexists(link):
@@ -80,9 +82,9 @@ def _found_or_made(root: str) -> tuple[str, str]:
     if os.path.exists(os.path.join(place, ".ready")):
         return python, f"reuses {place}"
     base = shutil.which("python3.11") or sys.executable
-    _call([base, "-m", "venv", "--system-site-packages", place], root)
-    wanted = ["-r", REQUIRED, "-c", LOCK]
-    _call([python, "-m", "pip", "install", "-q", "--disable-pip-version-check", *wanted], root)
+    _call("python -m venv", [base, "-m", "venv", "--system-site-packages", place], root)
+    pip = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+    _call("pip install", [*pip, "-r", REQUIRED, "-c", LOCK], root)
     with open(os.path.join(place, ".ready"), "w"):
         pass
     return python, "installed from the lock"
@@ -156,11 +158,12 @@ def _cache() -> str:
     return path
 
 
-def _call(argv: list[str], root: str) -> None:
-    """Run a command; its last line of complaint is the error."""
+def _call(what: str, argv: list[str], root: str) -> None:
+    """Run a command; the line with its first error, or its last line, is the error."""
     done = subprocess.run(
         argv, cwd=root, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
     if done.returncode:
-        said = done.stdout.decode(errors="replace").strip().splitlines()[-1:] or ["no word"]
-        raise SystemExit("{}: {}".format(" ".join(argv[:2]), said[0]))
+        said = done.stdout.decode(errors="replace").strip().splitlines() or ["no word"]
+        errors = [line for line in said if line.startswith(("ERROR: ", "error: ", "fatal: "))]
+        raise SystemExit(f"{what}: {(errors or said[-1:])[0]}")

@@ -88,6 +88,7 @@ def work(root: str, now: float) -> str:
         secrets["WANDB_MODE"] = "offline"  # the folder comes home; a wait for W&B would end the run
     job, code = files.job(root), 0
     common = dict(os.environ, **job.get("env", {}))
+    common.pop("RUNPOD_API_KEY", None)  # the pod's own; the watchdog's business alone
     common[watchdog.MARK] = os.path.abspath(root)
     common["PYTHONPATH"] = os.path.join(os.path.abspath(root), "code")
     common["PYTHONUNBUFFERED"] = "1"
