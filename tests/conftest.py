@@ -14,8 +14,9 @@ import torch
 
 from atlas import config
 from atlas.data.dataset import Dataset
-from atlas.data.prepare import Settings, prepare
-from tests.support import TINY
+from atlas.data.joins import Join
+from atlas.data.prepare import Settings, prepare, run_stage
+from tests.support import TINY, made_once, require_neurosynth
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -38,6 +39,22 @@ def _poison_empty() -> Iterator[None]:
 def bundled(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """Prepare the bundled studyset once."""
     return prepare(Settings(), tmp_path_factory.mktemp("data") / "bundled")
+
+
+@pytest.fixture(scope="session")
+def neurosynth_stages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All of Neurosynth v7 and a joined column, through all stages but the split, once."""
+    source = require_neurosynth()
+
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        (folder / "n.csv").write_text("pmid,n\n9065511,8\n1,9\n")
+        join = Join.parse(f"{folder / 'n.csv'}:pmid:n")
+        for stage in ("fetch", "clean", "validate"):
+            settings = Settings(source="neurosynth", data_dir=source, joins=(join,))
+            run_stage(stage, settings, folder / "all")
+
+    return made_once(tmp_path_factory, "neurosynth", make) / "all"
 
 
 @pytest.fixture(scope="session")
