@@ -14,12 +14,13 @@ from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from itertools import combinations, product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from atlas.data import dataset
-from atlas.data.prepare import STAGES, Settings, run_stage, stage_folder
+if TYPE_CHECKING:
+    from atlas.data.dataset import Dataset
+    from atlas.data.prepare import Settings
 
 ROOT = Path(__file__).parents[1]
 SOAK = os.environ.get("ATLAS_SOAK") == "1"
@@ -77,8 +78,11 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
     return folder
 
 
-def go_on_after(stage: str, made: Path, settings: Settings, out: Path) -> dataset.Dataset:
+def go_on_after(stage: str, made: Path, settings: Settings, out: Path) -> Dataset:
     """Run the stages after one that was run for the dataset `made`, with settings of their own."""
+    from atlas.data import dataset
+    from atlas.data.prepare import STAGES, run_stage, stage_folder
+
     link = stage_folder(out, stage)
     link.parent.mkdir(parents=True)
     link.symlink_to(stage_folder(made, stage))

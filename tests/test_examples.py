@@ -15,10 +15,15 @@ import pytest
 from atlas_kernels import _extension
 from tests.support import ROOT, SOAK, skip
 
-# Fewer steps and repetitions than the notebook's own, which `make soak` takes.
+# Fewer steps, studies and repetitions than the notebook's own, which `make soak` takes.
 FEWER = {
     "kernels_in_your_model": {"STEPS := 50": "STEPS := 20"},
-    "nimare_acceleration": {"rounds=5": "rounds=1"},
+    "nimare_acceleration": {
+        "ids[:60]": "ids[:20]",
+        "unique()[:200]": "unique()[:40]",
+        "rounds=5": "rounds=1",
+        "n_iters=10": "n_iters=2",
+    },
 }
 NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
 pytestmark = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
