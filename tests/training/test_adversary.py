@@ -18,7 +18,7 @@ from tests.support import TINY
 
 PLACES = np.random.default_rng(7).uniform([-50, -90, -30], [50, 50, 60], (10, 3))
 SETTINGS = [
-    "train.epochs=6", "train.batch=8", "train.lr=4e-3", "model.latent=16",
+    "train.epochs=4", "train.batch=8", "train.lr=4e-3", "model.latent=16",
     "kl.beta=0.01", "kl.target=15", "objective.hide=0", "year.weight=5", *TINY,
 ]  # fmt: skip
 
