@@ -9,7 +9,12 @@ TORCH   := $(shell grep -E '^torch==' $(CONSTRAINTS))
 NATIVE   := CMakeLists.txt setup.py $(shell find csrc -type f 2>/dev/null)
 FRONTEND := $(shell find web/frontend -type f -not -path '*/node_modules/*' 2>/dev/null)
 
-.PHONY: install data quickstart test check lint bench bench-compare gpu-check soak frontend serve clean
+# The page, DVC and the linters wait for the environment only: two of them at a time.
+ifeq ($(MAKELEVEL),0)
+MAKEFLAGS += -j2
+endif
+
+.PHONY: install data quickstart test check lint linted bench bench-compare gpu-check soak frontend serve clean
 
 install: $(STAMPS)/python $(STAMPS)/native web/static/index.html
 
@@ -65,8 +70,11 @@ lint:
 # Two files at a time; those with slow tests come first.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-test: install $(STAMPS)/dvc lint
+test: install $(STAMPS)/dvc linted
 	$(PYTEST)
+
+linted: | $(STAMPS)/python
+	$(MAKE) --no-print-directory lint
 
 # The quick round while working: needs a warm .venv.
 check: lint

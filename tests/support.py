@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import os
 import shutil
@@ -9,12 +10,20 @@ import signal
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
+from itertools import combinations, product
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+if TYPE_CHECKING:
+    from atlas.data.dataset import Dataset
+    from atlas.data.prepare import Settings
+
 ROOT = Path(__file__).parents[1]
+SOAK = os.environ.get("ATLAS_SOAK") == "1"
 # Over the smoke configuration: as the shipped models, on cells of twice the edge, an eighth of the
 # work; the loop around it is the same.
 TINY = ["model.halve=true"]
@@ -49,6 +58,49 @@ def require_splits() -> Path:
     if not path:
         pytest.skip("ATLAS_SPLITS is not set: the benchmark's split is not here")
     return Path(path)
+
+
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """Return the folder that `make` writes; the first worker makes it, the others wait for it.
+
+    Tests only read what lies there: they run at once.
+    """
+    base = factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder, finished = base / name, base / f"{name}.finished"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_name(f"{folder.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not finished.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of a try that failed
+            make(folder)
+            finished.touch()
+    return folder
+
+
+def go_on_after(stage: str, made: Path, settings: Settings, out: Path) -> Dataset:
+    """Run the stages after one that was run for the dataset `made`, with settings of their own."""
+    from atlas.data import dataset
+    from atlas.data.prepare import STAGES, run_stage, stage_folder
+
+    link = stage_folder(out, stage)
+    link.parent.mkdir(parents=True)
+    link.symlink_to(stage_folder(made, stage))
+    for later in STAGES[STAGES.index(stage) + 1 :]:
+        run_stage(later, settings, out)
+    return dataset.read(out)
+
+
+def pairs(*axes: Sequence[Any]) -> list[tuple[Any, ...]]:
+    """Choose rows in which any value of one axis meets any of another; in `make soak` all rows."""
+    rows = list(product(*map(range, map(len, axes))))
+    chosen = rows if SOAK else []
+    left = {pair for row in rows for pair in combinations(enumerate(row), 2)}
+    while left and not SOAK:
+        best = max(rows, key=lambda row: len(left.intersection(combinations(enumerate(row), 2))))
+        left.difference_update(combinations(enumerate(best), 2))
+        chosen.append(best)
+    return [tuple(axis[k] for axis, k in zip(axes, row)) for row in chosen]
 
 
 def heed_ctrl_c() -> None:

@@ -65,20 +65,22 @@ def _codes(labels: Sequence[str]) -> np.ndarray:
 
 
 def _first_equal(rows: np.ndarray) -> np.ndarray:
-    _, index, inverse = np.unique(rows, axis=0, return_index=True, return_inverse=True)
-    return np.asarray(index[inverse.reshape(-1)])
+    order = np.lexsort(rows.T)  # stable: of equal rows the earliest comes first
+    new = np.ones(len(rows), dtype=bool)
+    new[1:] = (rows[order[1:]] != rows[order[:-1]]).any(axis=1)
+    first = np.empty(len(rows), np.int64)
+    first[order] = order[new][np.cumsum(new) - 1]
+    return first
 
 
 def _greedy(peaks_mm: np.ndarray, tables: np.ndarray, tolerance_mm: float) -> np.ndarray:
     distance = np.linalg.norm(peaks_mm[:, None] - peaks_mm[None], axis=2)
-    near = (distance <= tolerance_mm) & (tables[:, None] == tables[None])
-    first, kept = np.arange(len(peaks_mm)), np.zeros(len(peaks_mm), dtype=bool)
-    for k, row in enumerate(near):
-        earlier = np.flatnonzero(row[:k] & kept[:k])
+    near = np.tril((distance <= tolerance_mm) & (tables[:, None] == tables[None]), -1)
+    first, kept = np.arange(len(peaks_mm)), np.ones(len(peaks_mm), dtype=bool)
+    for k in np.flatnonzero(near.any(axis=1)):  # most lie near no earlier one
+        earlier = np.flatnonzero(near[k] & kept)
         if len(earlier):
-            first[k] = earlier[0]
-        else:
-            kept[k] = True
+            first[k], kept[k] = earlier[0], False
     return first
 
 

@@ -36,7 +36,8 @@ def order_by_stratum(
     of the number of peaks. The result depends on the studies, not on their order in the source.
     """
     edges = year_edges([y for y in years if y is not None], YEAR_BINS)
-    bins = np.array([year_bin(y, edges) for y in years])
+    bin_of = {year: year_bin(year, edges) for year in set(years)}
+    bins = np.array([bin_of[year] for year in years])
     cuts = np.quantile(n_peaks, np.linspace(0, 1, _STRATA + 1)[1:-1])
     fifths = np.searchsorted(cuts, n_peaks, side="left")
     shuffle = np.empty(len(ids))

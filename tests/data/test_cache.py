@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,23 +18,27 @@ import pytest
 import torch
 
 from atlas.config import DataConfig
-from atlas.data import cache, dataset
+from atlas.data import cache
 from atlas.data.batches import Request, Splatter, StudyBatches
 from atlas.data.dataset import Dataset
+from atlas.data.prepare import Settings, prepare
 from atlas.errors import AtlasError
 
 WIDTHS = (10.0, 6.0)
-ROWS = [0, 5, 9, 200, 5, 319]
+ROWS = [0, 5, 9, 50, 5, 79]
 FWHM = np.array([10.0, 6.0, 6.0, 10.0, 10.0, 6.0])
-SHARDS = 5
+STUDIES, SHARDS, SIZE = 80, 5, 16
+# A quarter of the shipped sizes: shards of 16 studies, and as many written behind.
+SMALLER = {"_STUDIES_PER_SHARD": SIZE, "_BYTES_AHEAD": cache._BYTES_AHEAD // 4}
 
 # A build in a process of its own that says when it splats a shard, and leaves time to kill it.
 SCRIPT = """
-import resource, sys, time
+import json, resource, sys, time
 from pathlib import Path
 from atlas.data import cache, dataset
 
 pause, limit = float(sys.argv[2]), int(sys.argv[3])
+vars(cache).update(json.loads(sys.argv[4]))
 if limit:
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 splat = cache._splat
@@ -48,7 +53,7 @@ cache.build(dataset.read(Path(sys.argv[1])), 4, (10.0, 6.0))
 
 def start(path: Path, pause: float = 0, limit: int = 0) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(path), str(pause), str(limit)],
+        [sys.executable, "-c", SCRIPT, str(path), str(pause), str(limit), json.dumps(SMALLER)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -66,12 +71,18 @@ def contents(data: Dataset) -> dict[str, bytes]:
     return {name: path.read_bytes() for name, path in objects(data).items()}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _smaller_shards() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in SMALLER.items():
+            patch.setattr(cache, name, value)
+        yield
+
+
 @pytest.fixture(scope="module")
-def cached(bundled: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """The bundled studies in a folder of their own, with a cache of five shards."""
-    path = tmp_path_factory.mktemp("cache") / "data"
-    shutil.copytree(bundled.path, path)
-    data = dataset.read(path)
+def cached(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """A quarter of the bundled studies, with a cache of five shards."""
+    data = prepare(Settings(subset=STUDIES), tmp_path_factory.mktemp("cache") / "data")
     assert cache.build(data, 4, WIDTHS) == cache.folder(data, 4)
     return data
 
@@ -92,8 +103,8 @@ def opened(data: Dataset) -> cache.VolumeCache:
 def test_what_was_splatted_is_read(cached: Dataset) -> None:
     drawn = Splatter(cached, 4)
     for width in WIDTHS:
-        for start in range(0, 320, 64):
-            rows, fwhm = range(start, start + 64), np.full(64, width)
+        for start in range(0, STUDIES, SIZE):
+            rows, fwhm = range(start, start + SIZE), np.full(SIZE, width)
             ours, exact = opened(cached).volumes(rows, fwhm), drawn.volumes(rows, fwhm)
             assert ours.dtype == torch.float32
             # float16: 11 significant bits, and no more below 2^-14
@@ -124,10 +135,10 @@ def test_zarr_python_reads_the_cache(cached: Dataset) -> None:
     import zarr
 
     array = zarr.open_array(cache.folder(cached, 4) / "volumes", mode="r")
-    assert array.shape == (320, 2, 46, 55, 46) and array.dtype == np.float16
-    assert array.chunks == (1, 1, 46, 55, 46) and array.shards == (64, 2, 46, 55, 46)
-    ours = opened(cached).volumes([200, 63, 64], np.array([6.0, 10.0, 6.0]))
-    theirs = np.stack([array[200, 1], array[63, 0], array[64, 1]]).astype(np.float32)
+    assert array.shape == (STUDIES, 2, 46, 55, 46) and array.dtype == np.float16
+    assert array.chunks == (1, 1, 46, 55, 46) and array.shards == (SIZE, 2, 46, 55, 46)
+    ours = opened(cached).volumes([50, 15, 16], np.array([6.0, 10.0, 6.0]))
+    theirs = np.stack([array[50, 1], array[15, 0], array[16, 1]]).astype(np.float32)
     assert np.array_equal(theirs, ours[:, 0].numpy())
 
 
@@ -239,7 +250,7 @@ def test_damaged_descriptions_are_refused(copy: Dataset, name: str) -> None:
         opened(copy)
 
 
-@pytest.mark.parametrize(("ours", "theirs"), [("float16", "bfloat16"), ("NaN", "0"), ("320", "64")])
+@pytest.mark.parametrize(("ours", "theirs"), [("float16", "bfloat16"), ("NaN", "0"), ("80", "16")])
 def test_an_array_of_another_kind_is_refused(copy: Dataset, ours: str, theirs: str) -> None:
     path = cache.folder(copy, 4) / "volumes" / "zarr.json"
     text = path.read_text()
@@ -257,21 +268,21 @@ def test_a_missing_shard_is_an_error_and_is_built_alone(
     volumes = opened(copy)
     volumes.volumes([0], np.array([10.0]))
     with pytest.raises(AtlasError, match="a part is missing; rebuild it with .* --resolution 4"):
-        volumes.volumes([0, 319], np.array([10.0, 10.0]))
+        volumes.volumes([0, 79], np.array([10.0, 10.0]))
     splat, spans = cache._splat, []
     monkeypatch.setattr(
         cache, "_splat", lambda s, rows, p: (spans.append(rows), splat(s, rows, p))[1]
     )
     cache.build(copy, 4, WIDTHS)
-    assert spans == [range(256, 320)] and contents(copy) == contents(cached)
+    assert spans == [range(64, 80)] and contents(copy) == contents(cached)
 
 
 def test_a_damaged_shard_is_an_error_never_another_volume(cached: Dataset, copy: Dataset) -> None:
     rng, refused = np.random.default_rng(0), 0
-    path, rows = objects(copy)["1/0/0/0/0"], list(range(64, 128)) * 2
-    fwhm = np.repeat(WIDTHS, 64)
+    path, rows = objects(copy)["1/0/0/0/0"], list(range(SIZE, 2 * SIZE)) * 2
+    fwhm = np.repeat(WIDTHS, SIZE)
     intact, whole = path.read_bytes(), opened(cached).volumes(rows, fwhm)
-    places = [*rng.integers(0, len(intact), 18), len(intact) - 1, len(intact) - 900]  # the index
+    places = [*rng.integers(0, len(intact), 18), len(intact) - 1, len(intact) - 300]  # the index
     for place in places:
         content = bytearray(intact)
         content[place] ^= int(rng.integers(1, 256))

@@ -17,14 +17,14 @@ from atlas.data.dataset import Dataset
 from atlas.data.joins import Join
 from atlas.data.prepare import STAGES, Settings, prepare, run_stage, stage_folder
 from atlas.errors import AtlasError
-from tests.support import one_line_error, require_neurosynth, require_splits, run_atlas
+from tests.support import go_on_after, one_line_error, require_splits, run_atlas
 
 
-@pytest.fixture(scope="session")
-def neurosynth(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """All of Neurosynth v7, once."""
-    settings = Settings(source="neurosynth", data_dir=require_neurosynth())
-    return prepare(settings, tmp_path_factory.mktemp("neurosynth") / "all")
+@pytest.fixture(scope="module")
+def neurosynth(neurosynth_stages: Path, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """All of Neurosynth v7."""
+    out = tmp_path_factory.mktemp("neurosynth") / "all"
+    return go_on_after("validate", neurosynth_stages, Settings(), out)
 
 
 def steps(data: Dataset) -> dict[str, tuple[int, int, int]]:
@@ -145,18 +145,13 @@ def test_twins_share_a_side(neurosynth: Dataset) -> None:
 
 
 @pytest.mark.slow
-def test_the_benchmarks_rules_give_the_benchmarks_studies(tmp_path: Path) -> None:
+def test_the_benchmarks_rules_give_the_benchmarks_studies(
+    neurosynth_stages: Path, tmp_path: Path
+) -> None:
     """At most 8 mm from the mask, at least five peaks: the studies of the published baselines."""
     splits = require_splits()
-    settings = Settings(
-        source="neurosynth",
-        data_dir=require_neurosynth(),
-        joins=(_labels(tmp_path),),
-        max_distance_mm=8,
-        min_peaks=5,
-        splits=splits,
-    )
-    data = prepare(settings, tmp_path / "bench")
+    settings = Settings(max_distance_mm=8, min_peaks=5, splits=splits)
+    data = go_on_after("clean", neurosynth_stages, settings, tmp_path / "bench")
     given = pd.read_csv(splits, dtype={"id": str})
     assert sorted(data.ids) == sorted(given["id"])
     assert {k: len(v) for k, v in data.splits.items()} == {
@@ -168,15 +163,9 @@ def test_the_benchmarks_rules_give_the_benchmarks_studies(tmp_path: Path) -> Non
     assert data.info["joins"][0]["studies_filled"] == 1
 
 
-def _labels(folder: Path) -> Join:
-    (folder / "n.csv").write_text("pmid,n\n9065511,8\n1,9\n")
-    return Join.parse(f"{folder / 'n.csv'}:pmid:n")
-
-
 @pytest.mark.slow
-def test_a_subset_of_neurosynth(tmp_path: Path) -> None:
-    settings = Settings(source="neurosynth", data_dir=require_neurosynth(), subset=1000)
-    data = prepare(settings, tmp_path / "sub")
+def test_a_subset_of_neurosynth(neurosynth_stages: Path, tmp_path: Path) -> None:
+    data = go_on_after("validate", neurosynth_stages, Settings(subset=1000), tmp_path / "sub")
     assert {k: len(v) for k, v in data.splits.items()} == {"train": 700, "val": 150, "test": 150}
     whole, drawn = data.info["summary"]["everything"], data.info["summary"]["subset"]
     assert drawn["studies"] == 1000

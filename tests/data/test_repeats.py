@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -55,6 +57,17 @@ def test_against_a_plain_loop(peaks: list, scope: str, random) -> None:
     once, removed = repeats.drop_repeats(study(peaks, tables), scope)  # type: ignore[arg-type]
     assert len(once.peaks_mm) + len(removed) == len(peaks)
     assert repeats.drop_repeats(once, scope)[1] == []  # type: ignore[arg-type]
+
+
+@given(st.lists(PEAK, max_size=12), st.sampled_from([1, 2, 2.5]))
+def test_a_tolerance_against_a_plain_loop(peaks: list, tolerance_mm: float) -> None:
+    kept: list[int] = []
+    expected = []
+    for k, peak in enumerate(peaks):
+        earlier = [j for j in kept if math.dist(peak, peaks[j]) <= tolerance_mm]
+        expected.append(earlier[0] if earlier else k)
+        kept += [] if earlier else [k]
+    assert repeats.first_of(study(peaks), "study", tolerance_mm).tolist() == expected
 
 
 def test_rates_count_every_reading() -> None:

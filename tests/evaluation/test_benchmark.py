@@ -13,13 +13,19 @@ from scipy import sparse
 
 from atlas import metrics, space
 from atlas.data.dataset import Dataset
-from atlas.data.prepare import Settings, prepare
+from atlas.data.prepare import Settings
 from atlas.errors import AtlasError
 from atlas.evaluation import benchmark, peers, reconstruction
 from atlas.evaluation.protocol import Benchmark, Given, halve, region_draws, smooth
 from atlas.evaluation.reconstruction import RatePCA
 from atlas.evaluation.run_predictor import RunPredictor
-from tests.support import one_line_error, require_neurosynth, require_splits, run_atlas
+from tests.support import (
+    go_on_after,
+    one_line_error,
+    require_neurosynth,
+    require_splits,
+    run_atlas,
+)
 
 V = space.load(4).n_cells
 RNG = np.random.default_rng(0)
@@ -277,11 +283,10 @@ def test_what_is_no_density_is_refused(bundled: Dataset) -> None:
 
 
 @pytest.mark.slow
-def test_neurosynths_counts_halves_and_mean_map(tmp_path: Path) -> None:
+def test_neurosynths_counts_halves_and_mean_map(neurosynth_stages: Path, tmp_path: Path) -> None:
     pd = pytest.importorskip("pandas")
-    folder, splits = require_neurosynth(), require_splits()
-    settings = Settings(source="neurosynth", data_dir=folder, splits=splits)
-    bench = Benchmark(prepare(settings, tmp_path / "data"))
+    folder, settings = require_neurosynth(), Settings(splits=require_splits())
+    bench = Benchmark(go_on_after("validate", neurosynth_stages, settings, tmp_path / "data"))
     rows = {split: bench.rows(split) for split in ("train", "val", "test")}
     assert [len(r) for r in rows.values()] == [9197, 1962, 1966]
     # The protocol counts 440,855: one more, out of the 2 mm grid, which preparation removes.

@@ -1,4 +1,4 @@
-"""Builds a CUDA source: as C++ over cuda_on_cpu.h, and where nvcc is."""
+"""Builds a CUDA source as C++ over cuda_on_cpu.h; where nvcc is; the module's machine code."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import os
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.support import ROOT, require_tool
+from atlas_kernels import _extension
+from tests.support import ROOT, require_tool, skip
 
 CSRC = ROOT / "csrc"
 LAUNCH = re.compile(r"([\w<>, ]+?)<<<(.+?), (\w+), 0, queue>>>\((.*?)\);", re.DOTALL)
@@ -48,3 +50,22 @@ def require_nvcc() -> str:
     if not found and not nvcc.exists():
         pytest.skip("nvcc is not installed")
     return found.strip() or str(nvcc)
+
+
+def require_triton() -> Any:
+    try:
+        import triton
+    except ImportError:
+        skip("triton is not installed")
+    return triton
+
+
+def module_says(options: str) -> str:
+    """Return what cuobjdump, which comes with Triton, says of the module's machine code."""
+    if _extension.why_no_cuda():
+        pytest.skip(str(_extension.why_no_cuda()))
+    require_triton()
+    from triton import knobs
+
+    command = [knobs.nvidia.cuobjdump.path, *options.split(), _extension.kernels().__file__]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout

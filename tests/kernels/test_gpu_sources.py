@@ -19,13 +19,15 @@ import torch
 from atlas_kernels import _extension
 from atlas_kernels.group_norm_film import reference
 from atlas_kernels.group_norm_film.op import Problem, layout
-from tests.support import ROOT, skip
+from tests.support import ROOT
 
 from .cases import CASES, inputs
-from .emulate import CSRC, emulated_library, require_nvcc
+from .emulate import CSRC, emulated_library, module_says, require_nvcc, require_triton
 
 NO_SPILLS = r"\b0 bytes spill stores, 0 bytes spill loads"
 CUDA_SOURCES = sorted(CSRC.glob("*/*_cuda.cu"))
+SOAK = os.environ.get("ATLAS_SOAK") == "1"
+soak = pytest.mark.skipif(not SOAK, reason="both architectures, nvcc's warnings: make soak")
 
 
 def problem(dtype: torch.dtype, shape: tuple[int, ...], groups: int, last: bool) -> Problem:
@@ -41,14 +43,6 @@ def problem(dtype: torch.dtype, shape: tuple[int, ...], groups: int, last: bool)
 
 
 # ---- Triton --------------------------------------------------------------------------------------
-
-
-def require_triton() -> Any:
-    try:
-        import triton
-    except ImportError:
-        skip("triton is not installed")
-    return triton
 
 
 @pytest.mark.slow
@@ -69,10 +63,9 @@ def test_triton_interpreted(file: str, at_least: int) -> None:
     assert int(re.findall(r"(\d+) passed", done.stdout)[0]) > at_least
 
 
-@pytest.fixture(params=[80, 90])
-def arch(request: pytest.FixtureRequest) -> int:
-    number: int = request.param
-    return number
+def architectures(first: int, other: int) -> pytest.MarkDecorator:
+    """Compile for one architecture in `make test`, for both in `make soak`."""
+    return pytest.mark.parametrize("arch", [first, pytest.param(other, marks=soak)])
 
 
 @pytest.fixture
@@ -106,6 +99,7 @@ def made(arch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any
     return kernels
 
 
+@architectures(90, 80)
 def test_triton_ahead_of_time(arch: int, made: list[Any], subtests: pytest.Subtests) -> None:
     """What a launch would compile, compiled; then ptxas says what the machine code needs."""
     from atlas_kernels.group_norm_film import triton_launch
@@ -138,6 +132,7 @@ SPLATS = [
 ]
 
 
+@architectures(80, 90)
 def test_triton_splat_ahead_of_time(arch: int, made: list[Any], subtests: pytest.Subtests) -> None:
     from atlas_kernels.splat import triton_launch
 
@@ -178,6 +173,17 @@ def assembled(kernel: Any, arch: int) -> str:
 # ---- CUDA ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("arch", [80, 90])
+def test_cuda_kernels_keep_to_registers(arch: int) -> None:
+    """Nothing is spilt: no kernel of the module has a stack, or other memory of a thread's own."""
+    said = module_says(f"-res-usage -arch sm_{arch}")
+    kernels = re.findall(r"Function (\w+):\s+(REG:.*)", said)
+    for source in CUDA_SOURCES:
+        assert [name for name, _ in kernels if f"{source.stem}_cu" in name], source
+    assert all("STACK:0 " in usage and "LOCAL:0 " in usage for _, usage in kernels), said
+
+
+@soak
 @pytest.mark.slow
 @pytest.mark.parametrize("source", CUDA_SOURCES, ids=lambda path: path.stem)
 def test_cuda_compiles_without_spills(source: Path, tmp_path: Path) -> None:
@@ -197,13 +203,7 @@ def test_cuda_compiles_without_spills(source: Path, tmp_path: Path) -> None:
 
 
 def test_module_has_code_for_both_and_for_later_ones() -> None:
-    if _extension.why_no_cuda():
-        pytest.skip(str(_extension.why_no_cuda()))
-    require_triton()
-    from triton import knobs
-
-    command = [knobs.nvidia.cuobjdump.path, "-lelf", "-lptx", _extension.kernels().__file__]
-    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    listed = module_says("-lelf -lptx")
     for name in ("sm_80.cubin", "sm_90.cubin", "sm_90.ptx"):
         assert name in listed
 

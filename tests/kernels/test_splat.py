@@ -15,6 +15,7 @@ import torch
 import atlas_kernels
 from atlas_kernels import Grid
 from atlas_kernels.splat import op, reference
+from tests.support import pairs
 
 from .cases import (
     CASES,
@@ -219,12 +220,16 @@ def check_gradients(case: Case, mode: str, dtype: torch.dtype, backend: str) -> 
         assert_close(grad, want, GRADIENT_TOLERANCE[dtype])
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", [row.name for row in TABLE])
-@pytest.mark.parametrize("normalize", ["peak", "sum"])
-@pytest.mark.parametrize("widths_of", ["kernels", "studies", "peaks"])
 @pytest.mark.parametrize(
-    "cut", [{"truncate": math.inf}, {"support": "taper", "truncate": 2.5}], ids=str
+    ("cut", "widths_of", "normalize", "name", "mode"),
+    pairs(
+        [{"truncate": math.inf}, {"support": "taper", "truncate": 2.5}],
+        ["kernels", "studies", "peaks"],
+        ["peak", "sum"],
+        [row.name for row in TABLE],
+        MODES,
+    ),
+    ids=str,
 )
 def test_gradcheck(cut: dict, widths_of: str, normalize: str, name: str, mode: str) -> None:
     # Uncut or tapered, because a cut makes the value jump where a voxel crosses it.
@@ -338,10 +343,11 @@ def test_spheres_are_the_formula(case: Case, count: bool, name: str) -> None:
     given = inputs(case)
     affine, offsets = np.array(case.grid.affine), given.offsets.numpy()
     want = np.zeros((len(case.counts), 2, *case.grid.shape), np.uint8)
-    for b, k, *voxel in np.ndindex(*want.shape):
-        away = given.peaks.numpy()[offsets[b] : offsets[b + 1]] - (affine @ [*voxel, 1])[:3]
-        within = np.count_nonzero((away**2).sum(1) <= (4.0, 5.5)[k] ** 2)
-        want[b, k, *voxel] = within if count else within > 0
+    voxels = np.moveaxis(np.indices(case.grid.shape), 0, -1) @ affine[:3, :3].T + affine[:3, 3]
+    for b, k in np.ndindex(*want.shape[:2]):
+        for peak in given.peaks.numpy()[offsets[b] : offsets[b + 1]]:
+            want[b, k] += ((peak - voxels) ** 2).sum(-1) <= (4.0, 5.5)[k] ** 2
+    want = want if count else (want > 0).astype(np.uint8)
     arguments = (given.peaks, given.offsets, case.grid)
     for dtype in (None, torch.float32, torch.float64, torch.bfloat16):
         got = atlas_kernels.splat(
@@ -548,9 +554,10 @@ def test_addresses_beyond_32_bits(backend: str) -> None:
 # ---- torch's own checks --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("needs_grad", [False, True])
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", ["auto", *(row.name for row in TABLE)])
+@pytest.mark.parametrize(
+    ("name", "mode", "needs_grad"),
+    pairs(["auto", *(row.name for row in TABLE)], MODES, [False, True]),
+)
 def test_opcheck(name: str, mode: str, needs_grad: bool) -> None:
     case = Case("opcheck", grid((3, 4, 2), (2.0, 2.0, 2.0)), (2, 1), (5.0,), "positive")
     given = inputs(replace(case, masked=mode == "max"))

@@ -21,13 +21,26 @@ from atlas.metadata import FieldTable
 from atlas.models.cvae import CVAE
 from atlas.training.module import AtlasModule
 from atlas.training.run import train
+from tests.support import TINY
 
 pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory:UserWarning")
-EPOCH = config.load("smoke", ["train.epochs=1", "train.batch=4"])
+OPTIONS = [*TINY, "train.batch=4"]
+EPOCH = config.load("smoke", [*OPTIONS, "train.epochs=1"])
 
 
 def checkpoint(run: Path) -> dict[str, Any]:
     return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def trained(small: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one epoch, to copy."""
+    return train(EPOCH, small, tmp_path_factory.mktemp("mistakes") / "run")
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "run"))
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient's norm"])
@@ -51,7 +64,7 @@ def test_nothing_is_learnt_from_what_is_not_finite(
 
     original = AtlasModule.training_losses
     monkeypatch.setattr(AtlasModule, "training_losses", spoil)
-    settings = config.load("smoke", ["train.epochs=2", "train.batch=4"])
+    settings = config.load("smoke", [*OPTIONS, "train.epochs=2"])
     said = (
         rf"the {where} is nan at step 13 \(studies \w+, .*\); lower train.lr; the last checkpoint"
     )
@@ -83,7 +96,7 @@ def test_out_of_memory_says_which_batch_fits(
 
     original = CVAE.forward
     monkeypatch.setattr(CVAE, "forward", forward)
-    settings = config.load("smoke", ["train.epochs=1", "train.batch=8"])
+    settings = config.load("smoke", [*TINY, "train.epochs=1", "train.batch=8"])
     said = r"^out of memory with train.batch=8; 2 fits: train.batch=2 train.accumulate=4$"
     with pytest.raises(AtlasError, match=said):
         train(settings, small, tmp_path / "run")
@@ -129,7 +142,7 @@ def test_real_shortage_of_memory(small: Dataset, tmp_path: Path) -> None:
 
 def test_a_field_that_the_run_requires(small: Dataset, tmp_path: Path) -> None:
     def settings(names: str) -> config.Config:
-        return config.load("smoke", ["train.epochs=1", f"train.requires={names}"])
+        return config.load("smoke", [*TINY, "train.epochs=1", f"train.requires={names}"])
 
     with pytest.raises(AtlasError, match=r"no training study has topics, which train.requires"):
         train(settings("[n_peaks, topics]"), small, tmp_path / "run")
@@ -139,13 +152,10 @@ def test_a_field_that_the_run_requires(small: Dataset, tmp_path: Path) -> None:
     assert train(settings("[n_peaks, fwhm]"), small, tmp_path / "run").exists()
 
 
-def test_resume_lists_every_change_and_force_goes_on_with_it(
-    small: Dataset, tmp_path: Path
-) -> None:
-    run = train(EPOCH, small, tmp_path / "run")
+def test_resume_lists_every_change_and_force_goes_on_with_it(small: Dataset, run: Path) -> None:
     options = {"train.epochs": 2, "train.lr": 1e-3, "train.beta2": 0.9, "train.weight_decay": 0.5,
                "kl.target": 5.0, "data.jitter": 1.0, "seed": 3}  # fmt: skip
-    changed = config.load("smoke", ["train.batch=4", *(f"{k}={v}" for k, v in options.items())])
+    changed = config.load("smoke", [*OPTIONS, *(f"{k}={v}" for k, v in options.items())])
     with pytest.raises(AtlasError) as error:
         train(changed, small, run, resume=True)
     old, new = EPOCH.model_dump(), changed.model_dump()
@@ -163,8 +173,7 @@ def test_resume_lists_every_change_and_force_goes_on_with_it(
     assert state["lr_schedulers"][0]["base_lrs"] == [1e-3, 1e-3]
 
 
-def test_resume_names_the_rows_of_another_table_of_fields(small: Dataset, tmp_path: Path) -> None:
-    run = train(EPOCH, small, tmp_path / "run")
+def test_resume_names_the_rows_of_another_table_of_fields(small: Dataset, run: Path) -> None:
     rows = small.fields.snapshot()
     for row in rows:
         if row["name"] == "n_peaks":
@@ -174,10 +183,9 @@ def test_resume_names_the_rows_of_another_table_of_fields(small: Dataset, tmp_pa
         train(EPOCH, other, run, resume=True)
 
 
-def test_weights_beside_another_card(small: Dataset, tmp_path: Path) -> None:
+def test_weights_beside_another_card(run: Path, tmp_path: Path) -> None:
     from atlas import model_file
 
-    run = train(EPOCH, small, tmp_path / "run")
     model, card = model_file.read(run)
     for change, said in (
         (lambda tree: tree["model"].update(growth=16), "model.growth was 8, is 16"),
