@@ -11,6 +11,7 @@ interface Row {
   node: HTMLElement;
   direction: Direction;
   show(deviations: number): void;
+  name(topics: Direction["topics"]): void;
 }
 
 export class LatentControls {
@@ -41,6 +42,12 @@ export class LatentControls {
     for (const { direction, show } of this.rows) show(this.z[direction.index]! / direction.sd || 0);
   }
 
+  /** Say what the directions go along with, where that is known later than the page. */
+  name(directions: Direction[]): void {
+    const topics = new Map(directions.map((direction) => [direction.index, direction.topics]));
+    for (const row of this.rows) row.name(topics.get(row.direction.index) ?? []);
+  }
+
   /** Draw a code: every direction from a normal distribution of the training studies' spread. */
   sample(): void {
     const z = [...this.z];
@@ -52,20 +59,20 @@ export class LatentControls {
 
   private row(direction: Direction, share: number): Row {
     const id = `z-${direction.index}`;
-    const topics = direction.topics.map(({ label, r }) => `${r < 0 ? "−" : "+"}${label}`).join(", ");
-    const name = `z${direction.index}`;
     const slider = element("input", {
       id, type: "range", min: String(-REACH), max: String(REACH), step: "0.1", value: "0",
       title: "Double-click: back to 0",
     });
     const output = element("output", { className: "number" });
     output.htmlFor.add(id);
-    const label = element("label", {
-      htmlFor: id,
-      title: `activity ${format(direction.activity)}` +
-        direction.topics.map((t) => `\n${t.label}: r ${t.r.toFixed(2)}`).join(""),
-    }, name, element("i", { className: "activity" }), element("span", { className: "topics" }, topics));
+    const along = element("span", { className: "topics" });
+    const label = element("label", { htmlFor: id }, `z${direction.index}`, element("i", { className: "activity" }), along);
     label.style.setProperty("--share", String(share));
+    const name = (topics: Direction["topics"]): void => {
+      along.textContent = topics.map((topic) => `${topic.r < 0 ? "−" : "+"}${topic.label}`).join(", ");
+      const correlations = topics.map((topic) => `\n${topic.label}: r ${topic.r.toFixed(2)}`);
+      label.title = `activity ${format(direction.activity)}${correlations.join("")}`;
+    };
     const show = (deviations: number): void => {
       slider.valueAsNumber = deviations;
       output.value = Math.abs(deviations) < 0.05 ? "0" : `${deviations > 0 ? "+" : "−"}${Math.abs(deviations).toFixed(1)}`;
@@ -80,6 +87,7 @@ export class LatentControls {
     slider.addEventListener("input", () => move(slider.valueAsNumber));
     slider.addEventListener("dblclick", () => move(0));
     show(0);
-    return { direction, show, node: element("div", { className: "latent-row" }, label, slider, output) };
+    name(direction.topics);
+    return { direction, show, name, node: element("div", { className: "latent-row" }, label, slider, output) };
   }
 }

@@ -19,6 +19,7 @@ import { hasWebGL2 } from "./viewer";
 import { combined, confidenceOf, labelAt, peakOf, resample, type Vec3, type Volume } from "./volume";
 
 const REST = 250; // ms without a move after which a slider counts as released
+const TOPICS = 30_000; // ms after which a server has found what the directions go along with
 const SAMPLES = 24;
 const PEAKS = 20;
 const PANELS: Record<View, number> = { latent: 1, counterfactual: 3, confidence: 2 };
@@ -475,11 +476,16 @@ class Page {
     return this.panels.slice(0, PANELS[this.state.view]).filter((panel) => panel.picture);
   }
 
-  /** What may come after the first map: names of regions. */
+  /** What may come after the first map: names of regions, and of directions. */
   async complete(): Promise<void> {
-    if (!this.model.regions.available) return;
-    this.regions = await this.backend.regions();
-    this.goTo(this.mm);
+    if (this.model.regions.available) {
+      this.regions = await this.backend.regions();
+      this.goTo(this.mm);
+    }
+    const nameless = this.model.latent.directions.every((direction) => !direction.topics.length);
+    if (nameless && this.model.studies.count) {
+      window.setTimeout(() => void this.backend.model().then(({ latent }) => this.latent.name(latent.directions)), TOPICS);
+    }
   }
 }
 
