@@ -417,6 +417,63 @@ def test_a_study_gives_its_code_and_metadata(viewer, served_study):
     viewer.open("")
 
 
+def test_the_search_filters(viewer):
+    def found() -> int:
+        viewer.page.wait_for_timeout(600)  # after the last letter, and the answer
+        return int(viewer.page.inner_text(".search .hint").split()[0])
+
+    viewer.page.check("input[name=start][value=study]", force=True)
+    viewer.page.fill("#search", "n-back")
+    every = found()
+    viewer.page.select_option("#search-task", "working_memory")
+    some = found()
+    assert 0 < some <= every
+    viewer.page.fill("#search", "no study has these words")
+    assert found() == 0
+    viewer.page.fill("#search", "")
+    viewer.page.select_option("#search-task", "")
+    assert found() == len(bundled())
+
+
+def test_the_way_between_two_studies(viewer):
+    viewer.page.check("input[name=start][value=between]", force=True)
+    viewer.page.fill("#search-between", "memory")
+    rows = viewer.page.locator("#start .found:visible li")
+    rows.nth(0).get_by_role("button", name="A", exact=True).click()
+    viewer.act(lambda: rows.nth(1).get_by_role("button", name="B", exact=True).click())
+    middle = viewer.sums()
+    assert "50 %" in viewer.page.inner_text("#start-title")
+    viewer.act(lambda: viewer.page.locator("#share").fill("0"))
+    first = viewer.sums()
+    assert first != middle and "share=0" in viewer.page.url
+    viewer.open(viewer.page.url.removeprefix(viewer.server + "/"))
+    assert viewer.sums() == first
+    viewer.act(lambda: viewer.page.locator("#share").fill("50"))
+    assert viewer.sums() == middle
+    viewer.open("")
+
+
+def test_a_model_without_metadata_says_why_two_views_are_empty(browser, server):
+    def without(route) -> None:
+        model = route.fetch().json()
+        fields = [{**field, "available": False, "reason": "none"} for field in model["fields"]]
+        route.fulfill(json={**model, "conditioned": False, "fields": fields})
+
+    page = browser.new_page(viewport=SIZE)
+    page.route("**/api/model", without)
+    viewer = Viewer(page, server)
+    assert viewer.data("view") == "latent" and viewer.sums()[0] > 0
+    page.click("#tab-confidence")
+    assert "takes no metadata" in page.inner_text("#notice")
+    page.click("#tab-latent")
+    page.wait_for_selector("#notice", state="hidden")
+    page.close()
+
+
+def test_directions_say_what_they_go_along_with(viewer):
+    assert viewer.page.locator("#latent .topics").first.inner_text().count(",") >= 2
+
+
 def test_peaks_give_a_code_and_mistakes_a_line(viewer):
     centre = viewer.sums()
     viewer.page.check("input[name=start][value=peaks]", force=True)
