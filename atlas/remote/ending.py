@@ -16,6 +16,7 @@ from atlas.files import write_text
 from . import fetch
 from .errors import ProviderDown
 from .follow import End, Follower
+from .ledger import cost_unseen
 from .preflight import money
 from .reach import Ceiling, PodLost, Way
 from .state import KEY, Job, pod_of
@@ -96,6 +97,8 @@ def end_pod(job: Job, reason: str) -> None:
         if machine.id is None:
             found = [p for p in job.provider.pods() if p.name == machine.name]
             if not found:  # the ledger's reconciliation looks for it again later
+                machine.cost = cost_unseen(machine.price, machine.planned, job.clock.now())
+                machine.estimated = machine.price > 0
                 return
             machine.id, machine.price = found[0].id, found[0].price
             machine.created = found[0].created or machine.planned

@@ -67,7 +67,8 @@ class Follower:
 
     def _last_error(self) -> str:
         """Return the line with which `atlas train` says what was wrong."""
-        lines = (self.job.folder / LOG).read_bytes()[-20000:].splitlines()
+        path = self.job.folder / LOG  # none yet of a job that was ended before it said a word
+        lines = path.read_bytes()[-20000:].splitlines() if path.exists() else []
         found = [line for line in lines if line.startswith((b"Error: ", b"atlas: "))]
         return found[-1].decode(errors="replace").removeprefix("Error: ") if found else ""
 

@@ -25,6 +25,7 @@ from .provider import Clock, Pod, Provider
 
 OURS = re.compile(r"atlas-[a-z0-9-]+-[0-9a-f]{8}")
 GRACE = timedelta(minutes=15)  # a create call that nobody finished by then was never carried out
+ALONE = timedelta(hours=1)  # a pod that no client has reached has ended itself by then
 
 
 def new_name(run: str) -> str:
@@ -225,7 +226,8 @@ def _close(ledger: Ledger, entry: Entry, provider: Provider, clock: Clock) -> En
     if entry.pod is None:
         if now - entry.planned < GRACE:
             return None
-        closed = replace(entry, ended=now, cost=0.0, reason="never created")
+        cost, billed = cost_unseen(entry.price, entry.planned, now), entry.price > 0
+        closed = replace(entry, ended=now, cost=cost, estimated=billed, reason="never seen")
     else:
         pod = provider.pod(entry.pod)
         if pod.status != "gone":
@@ -242,6 +244,14 @@ def _close(ledger: Ledger, entry: Entry, provider: Provider, clock: Clock) -> En
 def cost_at_most(entry: Entry, until: datetime) -> float:
     """USD from the price read back and the time since the pod was made."""
     return dollars(entry.price, entry.created or entry.planned, until)
+
+
+def cost_unseen(price: float, planned: datetime, now: datetime) -> float:
+    """USD at most of a pod whose create call was not answered and that is not there now.
+
+    It was never made, or has ended itself because no client came.
+    """
+    return dollars(price, planned, min(now, planned + ALONE))
 
 
 def dollars(price: float, begun: datetime, until: datetime) -> float:

@@ -100,6 +100,14 @@ def test_ctrl_c_stops_the_pod_unless_told_otherwise(local: Bench) -> None:
     assert nothing_left(local)
 
 
+def test_stopped_before_it_said_a_word(local: Bench) -> None:
+    """By another client: the one that follows finds an exit code and no log."""
+    local.at = {"started": lambda: (local.out / ".remote" / "stop").touch()}
+    assert local.launch([["sleep", "50"]]) == 1
+    assert local.lines[-1] == ("failed", "stopped")
+    assert nothing_left(local)
+
+
 def test_a_second_ctrl_c_stops_at_once(local: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: object) -> Any:
         raise KeyboardInterrupt

@@ -15,7 +15,7 @@ import pytest
 
 from atlas.errors import AtlasError
 from atlas.remote import ledger as ledgers
-from atlas.remote.ledger import GRACE, Ledger, new_name, reconcile
+from atlas.remote.ledger import GRACE, Ledger, cost_unseen, new_name, reconcile
 from atlas.remote.provider import Pod, PodSpec
 from atlas.remote.runpod import RunPod, connect
 from tests.remote.double import API_KEY, Double, Fault, Faults
@@ -131,8 +131,14 @@ def test_killed_around_the_create_call(ledger: Ledger, tmp_path: Path, when: str
         assert [e.name for e in first.waiting] == [entry.name]
         double.clock.advance(GRACE.total_seconds() + 1)
         (ended,) = reconcile(ledger, provider, double.clock).ended
-        assert (ended.reason, ended.cost) == ("never created", 0.0)
+        assert (ended.reason, ended.cost) == ("never seen", 0.0)  # no price was planned
     assert not ledger.entries()[0].open and double.running() == []
+
+
+def test_a_pod_that_may_have_ended_itself_unseen_is_on_the_bill_at_most() -> None:
+    planned = datetime(2026, 11, 1, 12, tzinfo=UTC)
+    for hours, cost in ((0.5, 1.0), (1, 2.0), (5, 2.0)):
+        assert cost_unseen(2.0, planned, planned + timedelta(hours=hours)) == cost
 
 
 @pytest.mark.parametrize("cut", range(1, 40, 3))
