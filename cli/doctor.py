@@ -21,6 +21,8 @@ EXTRAS = {
     "wandb": ("wandb",),
     "web": ("fastapi", "uvicorn"),
     "remote": ("httpx",),
+    "export": ("onnx", "onnxscript"),
+    "notebook": ("ipywidgets",),
 }
 CORE = ("torch", "numpy", "nibabel", "safetensors", "click", "rich", "pydantic", "yaml")
 

@@ -12,7 +12,13 @@ import torch
 from torch import Tensor
 
 from atlas_kernels import _extension
-from atlas_kernels._dispatch import TRITON_DEVICES, Implementation, choose, why_no_triton
+from atlas_kernels._dispatch import (
+    TRITON_DEVICES,
+    Implementation,
+    choose,
+    why_no_device,
+    why_no_triton,
+)
 
 from . import reference, tensors
 from .checks import check_layout, check_options, check_output, check_values
@@ -307,7 +313,7 @@ TABLE = (
         name="cuda",
         forward=tensors.forward_cuda,
         backward=tensors.backward_cuda,
-        why_not=_extension.why_no_cuda,
+        why_not=lambda: _extension.why_no_cuda() or why_no_device(),
         devices=("cuda",),
         note="CUDA C++, needs no Triton",
         cannot=why_not_diagonal,
