@@ -110,7 +110,9 @@ class Design:
     seed: int = 0
 
 
-STANDARD, WITH_YEARS = Design(), Design(effects=(*EFFECTS, *YEAR_EFFECTS))
+# Enough peaks for a region of the size of a place to say what happens there.
+STANDARD = Design(studies=800, peaks=400.0)
+WITH_YEARS = Design(effects=(*EFFECTS, *YEAR_EFFECTS))
 
 
 class Truth:

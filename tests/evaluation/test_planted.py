@@ -149,34 +149,32 @@ def test_subtraction_leaves_the_band_where_an_effect_was_planted_alone(small) ->
     assert max(share[name] for name in NULL) < 1.2, share
 
 
-def checked(results: dict) -> None:
-    for name in PLANTED:
-        one = results["contrasts"][name]
-        assert one["r"] >= 0.9, (name, one)
-        assert one["size"] > one["band"], (name, one)
+def checked(results: dict, weakest: float) -> None:
+    """The stronger effect at 0.9, the weaker at `weakest`, right in size; nothing elsewhere."""
+    found = results["contrasts"]
+    for name, least in (("task: language", 0.9), ("field_strength", weakest)):
+        assert found[name]["r"] >= least, (name, found[name])
+        assert found[name]["size"] > found[name]["band"], (name, found[name])
+        assert 0.7 < found[name]["slope"] < 1.3, (name, found[name])
+        assert found[name]["r"] > found[name]["r_subtraction"], (name, found[name])
     for name in NULL:
-        one = results["contrasts"][name]
-        assert one["size"] <= one["band"], (name, one)
+        assert found[name]["size"] <= found[name]["band"], (name, found[name])
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not SOAK, reason="a training: make soak")
-@pytest.mark.xfail(reason="112 training studies: held-out bits only fall", strict=True)
 def test_a_small_model_finds_what_was_planted_and_nothing_else(tmp_path: Path) -> None:
+    """336 training studies: half a minute of one core."""
     from atlas.training.run import train
 
-    checked(planted.run(tmp_path, train, Design(studies=160, peaks=200)))
+    design = Design(studies=480, peaks=400)
+    checked(planted.run(tmp_path, train, design, ["train.epochs=8"]), weakest=0.8)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not SOAK, reason="1,200 studies: make soak")
+@pytest.mark.skipif(not SOAK, reason="800 studies: make soak")
 def test_a_model_finds_what_was_planted_and_nothing_else(tmp_path: Path) -> None:
     from atlas.training.run import train
 
-    results = planted.run(tmp_path, train, Design(studies=1200, peaks=60), ["train.epochs=12"])
-    checked(results)
-    growth = results["growth"]
-    assert growth["recovered"] == pytest.approx(growth["planted"], abs=0.15)
+    checked(planted.run(tmp_path, train), weakest=0.9)
 
 
 @pytest.mark.slow
