@@ -12,7 +12,7 @@ from atlas.contracts import Study
 from atlas.data import dataset as folder
 from atlas.data.dataset import Dataset
 from atlas.data.sources import Provenance
-from atlas.evaluation.evaluate import evaluate, load_split, year_accuracy
+from atlas.evaluation.evaluate import Split, evaluate, year_accuracy
 from atlas.training.run import train
 from tests.support import TINY
 
@@ -48,9 +48,7 @@ def test_the_adversary_reads_a_planted_year_until_its_gradient_is_reversed(
         settings = [*SETTINGS, f"year.ramp={ramp}"]
         run = train(config.load("smoke", settings), planted, tmp_path / name)
         model, card = model_file.read(run)
-        year = year_accuracy(
-            model, card, *(load_split(planted, s, card) for s in ("train", "test"))
-        )
+        year = year_accuracy(model, card, *(Split(planted, s, card) for s in ("train", "test")))
         assert year is not None and year["chance"] == pytest.approx(0.1, abs=0.02)
         accuracy[name] = year["balanced_accuracy"]
     assert accuracy["plain"] > 0.3, accuracy
