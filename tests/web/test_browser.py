@@ -34,7 +34,7 @@ ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-SIZE = {"width": 802, "height": 600}  # two and three panels take whole pixels
+SIZE = {"width": 1000, "height": 640}  # two and three panels take whole pixels
 
 
 @pytest.fixture(scope="module")

@@ -129,7 +129,7 @@ export class Viewer {
     const scaled = ways.map((rows) => ({ rows, scale: scaleOf(rows, W, H) }));
     const { rows, scale } = scaled.reduce((best, way) => (way.scale > best.scale ? way : best));
     const tiles = place(rows, scale, W, H);
-    this.nv.opts.crosshairWidth = Math.max(1, 1.5 / scale); // mm; thinner than a pixel it would go missing
+    this.nv.opts.crosshairWidth = 2 / scale; // mm, two pixels: thinner than one it would go missing
     this.nv.setCustomLayout(
       this.moving && this.slow ? tiles.filter((tile) => tile.sliceType !== SLICE_TYPE.RENDER) : tiles,
     );
