@@ -183,9 +183,9 @@ def test_the_map_lies_where_it_belongs(browser, server, served_atlas, monkeypatc
     grid = space.load(4)
     distance = np.linalg.norm(grid.centres_mm - mm, axis=1)
     blob = 20 * np.exp(-((distance / 8) ** 2)).astype(np.float32)[None]
-    monkeypatch.setattr(served_atlas, "cells", lambda *_: (blob, blob))
     page = Viewer(browser.new_page(viewport=SIZE), server)
     page.open("#mm=30,24,42")
+    monkeypatch.setattr(served_atlas, "cells", lambda *_: (blob, blob))
     page.slider("#latent input", 1.7)  # a map that nobody has kept
     pixels = page.pixels()
     page.page.close()

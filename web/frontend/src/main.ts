@@ -212,7 +212,7 @@ class Page {
   /** Draw the answer that is here, and read its values. */
   private draw(): void {
     this.pictures().forEach((shown, i) => this.panels[i]!.show(shown));
-    this.goTo(this.mm);
+    this.goTo(this.mm, null, false);
     const sums = this.panels.map(({ picture: shown }) => shown?.map.values.reduce((sum, x) => sum + x, 0) ?? 0);
     page["sums"] = JSON.stringify(sums.slice(0, PANELS[this.state.view]));
   }
@@ -245,10 +245,10 @@ class Page {
     ];
   }
 
-  private goTo(mm: Vec3, from: Panel | null = null): void {
+  private goTo(mm: Vec3, from: Panel | null = null, move = true): void {
     this.mm = mm;
     const count = PANELS[this.state.view];
-    const values = this.panels.slice(0, count).map((panel) => panel.goTo(mm, panel !== from));
+    const values = this.panels.slice(0, count).map((panel) => panel.goTo(mm, move && panel !== from));
     this.state.mm = mm.map(Math.round) as Vec3;
     byId("mm").textContent = `${mm.map((x) => x.toFixed(0)).join(", ")} mm`;
     byId("value").textContent = values.map((v) => (v === null ? "–" : v.toFixed(Math.abs(v) < 0.095 ? 3 : 2))).join(" · ");
@@ -353,6 +353,7 @@ class Page {
       panel.setSolid(count === 1);
     }
     if (this.state.mm) this.mm = this.state.mm;
+    for (const panel of this.panels.slice(0, count)) panel.goTo(this.mm, true);
   }
 
   private keepAddress(push = false): void {

@@ -31,8 +31,9 @@ export function hasWebGL2(): boolean {
 }
 
 export class Viewer {
-  private moving = false;
-  private slow = false;
+  private moving = true; // the first map does not wait for the 3-D view
+  private slow = true; // until it is measured
+  private measured = false;
   private solid = true; // whether there is room for the 3-D view
 
   private constructor(
@@ -73,7 +74,6 @@ export class Viewer {
     // Before NiiVue's own keys, some of which open dialogues.
     viewer.stage.addEventListener("keydown", (event) => viewer.onKey(event), { capture: true });
     viewer.arrange();
-    viewer.measure();
     return viewer;
   }
 
@@ -98,6 +98,7 @@ export class Viewer {
     if (moving === this.moving) return;
     this.moving = moving;
     if (this.slow) this.arrange();
+    if (!moving && this.solid && !this.measured) this.measure();
   }
 
   setSolid(solid: boolean): void {
@@ -146,6 +147,7 @@ export class Viewer {
       gl.readPixels(0, 0, 1, 1, gl.RGBA, gl.UNSIGNED_BYTE, pixel);
     }
     this.slow = performance.now() - start > SLOW_FRAME;
+    this.measured = true;
   }
 
   private onKey(event: KeyboardEvent): void {
