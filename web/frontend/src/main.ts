@@ -11,12 +11,13 @@ import { LatentControls } from "./latent";
 import { Latest } from "./latest";
 import { legal, MetadataControls } from "./metadata";
 import { Panel, type Picture } from "./panel";
+import { regionAt } from "./places";
 import { picture, python, save } from "./save";
 import { load, StartPanel, type Loaded } from "./start";
 import { fromAddress, PARTS, toAddress, VIEWS, type State, type View } from "./state";
 import { StripView, valuesOf } from "./strip";
 import { hasWebGL2 } from "./viewer";
-import { combined, confidenceOf, labelAt, peakOf, resample, type Vec3, type Volume } from "./volume";
+import { combined, confidenceOf, peakOf, resample, type Vec3, type Volume } from "./volume";
 
 const REST = 250; // ms without a move after which a slider counts as released
 const TOPICS = 30_000; // ms after which a server has found what the directions go along with
@@ -252,7 +253,7 @@ class Page {
     this.state.mm = mm.map(Math.round) as Vec3;
     byId("mm").textContent = `${mm.map((x) => x.toFixed(0)).join(", ")} mm`;
     byId("value").textContent = values.map((v) => (v === null ? "–" : v.toFixed(Math.abs(v) < 0.095 ? 3 : 2))).join(" · ");
-    byId("region").textContent = this.regions ? (labelAt(this.regions, mm) ?? "–") : "–";
+    byId("region").textContent = this.regions ? (regionAt(this.regions, mm) ?? "–") : "–";
     page["mm"] = JSON.stringify(mm);
     page["value"] = String(values[0]);
   }

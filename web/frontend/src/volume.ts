@@ -1,7 +1,5 @@
 // Volumes on grids with a diagonal affine, as every grid of this project has. Pure functions.
 
-import type { Regions } from "./backend";
-
 export type Vec3 = [number, number, number];
 
 export interface Grid {
@@ -99,12 +97,4 @@ export function combined(parts: Volume[], like: Volume): Volume {
 /** How solid a value is, 0 to 1: fully where the mean is `enough` standard deviations or more. */
 export function confidenceOf(mean: Float32Array, sd: Float32Array, enough: number): Float32Array {
   return mean.map((value, i) => Math.min(1, value / (enough * sd[i]! + 1e-12)));
-}
-
-/** The name of the region at a point; null where none is labelled. */
-export function labelAt(regions: Regions, mm: Vec3): string | null {
-  const { shape, origin, step, values } = regions.labels;
-  const [i, j, k] = [0, 1, 2].map((a) => Math.round((mm[a]! - origin[a]!) / step[a]!)) as Vec3;
-  if (i < 0 || j < 0 || k < 0 || i >= shape[0] || j >= shape[1] || k >= shape[2]) return null;
-  return regions.names[values[i + shape[0] * (j + shape[1] * k)]!] ?? null;
 }
