@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 INDEX, CONTENTS, STUDIES = "index.html", "atlas.json", "studies.json"
 MODEL, REGIONS, TEMPLATE = "model.onnx", "regions.bin", "template.nii.gz"
+RUNTIMES = {"wasm": "ort-wasm-simd-threaded-*.wasm", "webgpu": "ort-*.jspi-*.wasm"}  # in assets/
+NOT_ON_WEBGPU = b"ConvTranspose"  # in three dimensions, onnxruntime-web 1.30
 SERVED_ONLY = ("docs", "swagger*")  # of the built page: the API's documentation
 # In the page: that the tab answers, and that it asks nobody but its own host.
 HEAD = """
@@ -56,7 +58,8 @@ def write(
     Returns
     -------
     dict
-        Bytes on the wire: "runtime", "model", and of the rest "page" (texts in gzip).
+        Bytes on the wire: "runtime" (the larger one), "model", and of the rest "page" (texts in
+        gzip).
 
     Raises
     ------
@@ -68,12 +71,11 @@ def write(
     _refuse_foreign(folder)
     graph = export.onnx_model(atlas)
     with building(folder) as work:
-        runtime = _copy_page(page, work)
+        _copy_page(page, work)
         files = {
-            "runtime": _pack(runtime, runtime.read_bytes()),
+            **_pack_runtimes(work / "assets", webgpu=NOT_ON_WEBGPU not in graph),
             "model": _pack(work / MODEL, graph, lc=1, lp=1, pb=1),  # values of two bytes
         }
-        runtime.unlink()
         found = _write_studies(atlas, work / STUDIES, studies)
         labels = _write_regions(work / REGIONS, files)
         said = {
@@ -85,9 +87,9 @@ def write(
             "files": files,
         }
         (work / CONTENTS).write_text(json.dumps(said), encoding="utf-8")
-        return {name: files[name]["packed"] for name in ("runtime", "model")} | {
-            "page": _compress(work)
-        }
+        # A reader fetches one of them.
+        runtime = max(files[name]["packed"] for name in RUNTIMES if name in files)
+        return {"runtime": runtime, "model": files["model"]["packed"], "page": _compress(work)}
 
 
 def _refuse_foreign(folder: Path) -> None:
@@ -96,8 +98,8 @@ def _refuse_foreign(folder: Path) -> None:
         raise AtlasError(f"{folder}: exists and is no exported page; choose another folder")
 
 
-def _copy_page(page: Path, work: Path) -> Path:
-    """Copy what the tab needs, tell the page that it is one, and return the runtime's path."""
+def _copy_page(page: Path, work: Path) -> None:
+    """Copy what the tab needs, and tell the page that it is one."""
     shutil.copytree(page, work, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*SERVED_ONLY))
     index = (work / INDEX).read_text(encoding="utf-8")
     (work / INDEX).write_text(index.replace("<head>", f"<head>{HEAD}", 1), encoding="utf-8")
@@ -105,8 +107,17 @@ def _copy_page(page: Path, work: Path) -> Path:
     (work / TEMPLATE).write_bytes(template.read_bytes())
     notice = resources.files("atlas").joinpath("resources/mni152_t1_2mm.LICENSE.txt")
     (work / "template-license.txt").write_bytes(notice.read_bytes())
-    (runtime,) = (work / "assets").glob("ort-*.wasm")
-    return runtime
+
+
+def _pack_runtimes(assets: Path, webgpu: bool) -> dict[str, dict[str, int]]:
+    """Pack each runtime in its place; returns sizes by what it runs on."""
+    files = {}
+    for device, pattern in RUNTIMES.items():
+        (path,) = assets.glob(pattern)
+        if device == "wasm" or webgpu:
+            files[device] = _pack(path, path.read_bytes())
+        path.unlink()
+    return files
 
 
 def _pack(path: Path, content: bytes, **settings: int) -> dict[str, int]:

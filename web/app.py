@@ -71,19 +71,16 @@ def create_app(
 
 
 class _Compress:
-    """Compress text for other machines: on loopback it costs more than it saves.
-
-    Answers of POST, the maps, stay as they are: noise in float16 hardly shrinks.
-    """
+    """Compress for other machines, maps to a quarter: on loopback it costs more than it saves."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app, self._compressed = app, GZipMiddleware(app, minimum_size=1024, compresslevel=6)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         client = scope.get("client")
-        pays = client is not None and client[0] not in LOOPBACK and scope.get("method") == "GET"
-        binary = scope.get("path", "").endswith((".gz", ".bin"))
-        await (self._compressed if pays and not binary else self.app)(scope, receive, send)
+        pays = client is not None and client[0] not in LOOPBACK
+        packed = scope.get("path", "").endswith((".gz", "/nifti"))
+        await (self._compressed if pays and not packed else self.app)(scope, receive, send)
 
 
 def _page(path: Path) -> Response:

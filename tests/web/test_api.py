@@ -469,14 +469,18 @@ def test_the_same_question_is_answered_from_memory(client, served_atlas, monkeyp
     assert again.headers["x-atlas-scales"] == first.headers["x-atlas-scales"]
 
 
-def test_text_is_compressed_for_other_machines_alone(client_of, served_atlas, served_run):
+def test_answers_are_compressed_for_other_machines_alone(client_of, served_atlas, served_run):
     app = create_app(served_atlas, run=served_run)
     away, here = client_of(app), client_of(app, client=("127.0.0.1", 1))
-    assert away.get("/api/model").headers["content-encoding"] == "gzip"
-    assert away.get("/api/model").json() == here.get("/api/model").json()
-    for client, path in ((here, "/api/model"), (away, "/api/regions.bin")):
-        assert "content-encoding" not in client.get(path).headers
-    assert "content-encoding" not in away.post("/api/decode", json={}).headers
+    for method, path in (("get", "model"), ("get", "regions.bin"), ("post", "decode")):
+        given = {"json": {}} if method == "post" else {}
+        packed, plain = (getattr(one, method)(f"/api/{path}", **given) for one in (away, here))
+        assert packed.headers["content-encoding"] == "gzip"
+        assert "content-encoding" not in plain.headers
+        assert packed.content == plain.content
+        assert int(packed.headers["content-length"]) < 0.6 * len(plain.content)
+    assert "content-encoding" not in away.get("/api/template.nii.gz").headers
+    assert "content-encoding" not in away.post("/api/nifti", json={}).headers
 
 
 def test_the_documented_program_runs(client, monkeypatch):

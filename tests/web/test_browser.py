@@ -107,8 +107,7 @@ class Viewer:
         self.rest()
 
     def pixels(self, panel: int = 0) -> np.ndarray:
-        shot = self.page.locator("#stage .slices canvas").nth(panel).screenshot()
-        return np.asarray(Image.open(io.BytesIO(shot)).convert("RGB")).astype(int)
+        return screenshot(self.page.locator("#stage .slices canvas").nth(panel))
 
     def sums(self) -> list[float]:
         """Sum of the map of each panel."""
@@ -136,6 +135,10 @@ def viewer(one_page) -> Viewer:
     one_page.act(lambda: one_page.page.click("#reset"))
     one_page.complaints.clear()
     return one_page
+
+
+def screenshot(locator) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(locator.screenshot())).convert("RGB")).astype(int)
 
 
 def changed(before: np.ndarray, after: np.ndarray) -> int:
@@ -618,4 +621,30 @@ def test_without_webgl2_the_page_says_so(browser, server):
     page.goto(server)
     page.wait_for_selector("#notice:not([hidden])")
     assert "WebGL2" in page.inner_text("#notice")
+    assert colourful(screenshot(page.locator("#canvas + canvas"))) > 20  # plain slices stay
+    page.close()
+
+
+def test_the_first_map_waits_for_no_graphics(browser, server):
+    """Plain slices stand where those of NiiVue will, and follow the controls."""
+    page, held = browser.new_page(viewport=SIZE), []
+    page.route("**/assets/niivue-*.js", lambda route: held.append(route))
+    page.goto(server)
+    page.wait_for_selector("body[data-painted=true]")
+    preview = page.locator("#canvas + canvas")
+    plain = screenshot(preview)
+    assert colourful(plain) > 100
+    page.locator("#latent input").first.fill("3")
+    page.wait_for_function("() => Number(document.body.dataset.decodes) > 1")
+    assert changed(plain, screenshot(preview)) > 100
+    page.click("#reset")
+    page.wait_for_function("() => Number(document.body.dataset.decodes) > 2")
+    assert changed(plain, screenshot(preview)) == 0
+    assert page.evaluate("document.body.dataset.ready") is None
+    (route,) = held
+    route.continue_()
+    page.wait_for_selector("body[data-settled=true]", timeout=60_000)
+    drawn = screenshot(page.locator("#canvas"))
+    seen = plain.max(-1) > 60  # of the brain; NiiVue adds lines, letters and the 3-D view
+    assert (np.abs(plain - drawn).max(-1)[seen] < 40).mean() > 0.95
     page.close()

@@ -20,15 +20,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from atlas import tab
+from atlas import config, tab
+from atlas.data.dataset import Dataset
 from atlas.errors import AtlasError
 from atlas.explore import peaks, regions, strip, uncertainty
 from atlas.explore.studies import Studies, bundled
 from atlas.inference import Atlas
+from atlas.training.run import train
 from atlas.web.app import STATIC
 from tests.support import one_line_error, run_atlas
 
-from .test_browser import SIZE, Viewer, browser  # noqa: F401
+from .test_browser import ARGUMENTS, SIZE, Viewer, browser  # noqa: F401
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -61,7 +63,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_model_and_runtime_on_the_wire(folder: Path) -> None:
     packed = [*folder.glob("*.onnx.lzma"), *folder.glob("assets/*.wasm.lzma")]
-    assert len(packed) == 2
+    assert len(packed) == 2  # its transposed convolutions are not for WebGPU
     assert sum(path.stat().st_size for path in packed) <= WIRE_MB * 1e6
     assert not [*folder.rglob("*.wasm")]
 
@@ -411,3 +413,56 @@ def test_text_in_one_file_stays_text(viewer, browser, tmp_path):  # noqa: F811
     assert alerts == []
     assert "<script>" in page.inner_text("h1")
     page.close()
+
+
+@pytest.fixture(scope="module")
+def direct(bundled: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[Atlas, Path]:
+    """A model without convolutions, and its folder."""
+    out = tmp_path_factory.mktemp("direct")
+    given = ["model.name=direct_vae", "model.direct=16", "model.rank=8", "train.epochs=1"]
+    train(config.load("smoke", given), bundled, out / "run")
+    found = Atlas.load(out / "run")
+    sizes = tab.write(found, out / "page", STATIC, out / "run", "none here")
+    assert sizes["runtime"] + sizes["model"] <= WIRE_MB * 1e6
+    return found, out / "page"
+
+
+# Chromium's own graphics card in software, which the page would pass over.
+GPU = ["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader", "--use-vulkan=swiftshader"]
+REAL = "Object.defineProperty(GPUAdapterInfo.prototype, 'isFallbackAdapter', { get: () => false })"
+
+
+@pytest.mark.parametrize(("card", "device"), [("real", "webgpu"), ("broken", "wasm")])
+def test_a_graphics_card_decodes_where_there_is_one(
+    browser,  # noqa: F811
+    direct,
+    tmp_path,
+    card,
+    device,
+):
+    atlas, page_folder = direct
+    if card == "broken":  # whatever fails there, WebAssembly remains
+        page_folder = shutil.copytree(page_folder, tmp_path / "page")
+        (runtime,) = page_folder.glob("assets/*.jspi-*.lzma")
+        runtime.write_bytes(b"0" + runtime.read_bytes()[1:])
+    running, address = serve(page_folder)
+    chromium = browser.browser_type.launch(
+        executable_path=shutil.which("chromium"),
+        args=[*ARGUMENTS, *GPU, "--enable-features=Vulkan"],
+    )
+    page = chromium.new_page(viewport=SIZE)
+    page.add_init_script(REAL)
+    page.goto(address)
+    page.wait_for_selector("body[data-painted=true]", timeout=120_000)
+    assert page.evaluate("window.atlas.backend.local.device") == device
+    z = code(atlas)
+    found = page.evaluate(
+        """async (point) => Array.from(
+            (await window.atlas.backend.decode(point, "mean")).maps.mean.values)""",
+        point(z),
+    )
+    mean = atlas.cells(*atlas.point(z, {})[:2])[0][0]
+    assert alike(np.array(found), atlas.space.volume(mean).ravel(order="F"))
+    chromium.close()
+    running.shutdown()
+    running.server_close()

@@ -25,8 +25,18 @@ export default defineConfig({
     assetsInlineLimit: 0, // every asset its own file: the page allows no inline source
     modulePreload: { polyfill: false },
     chunkSizeWarningLimit: 3000, // NiiVue
-    // NiiVue apart: a new version of the page leaves the browser's copy of it alone.
-    rolldownOptions: { output: { codeSplitting: { groups: [{ name: "niivue", test: /node_modules\/(?!onnxruntime)/ }] } } },
+    // NiiVue apart: a new version of the page leaves the browser's copy of it alone. What fetches it
+    // must not lie in it, or the page would wait for NiiVue before its first line.
+    rolldownOptions: {
+      output: {
+        codeSplitting: {
+          groups: [
+            { name: "load", test: /preload-helper|rolldown[:/]runtime/, priority: 1 },
+            { name: "niivue", test: /node_modules\/(?!onnxruntime)/ },
+          ],
+        },
+      },
+    },
     license: { fileName: "third-party-licenses.md" },
   },
   // `npm run dev` beside `atlas serve RUN`

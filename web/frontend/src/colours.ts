@@ -1,7 +1,11 @@
 // From values to colours: a palette's colours over its limits, fading out towards nothing, so that
 // a map has no jagged edge and the anatomy stays visible below it.
 
+import { interpolate, type Grid, type Volume } from "./volume";
+
 export type Palette = "mean" | "sd" | "difference";
+
+type Limits = readonly [number, number];
 
 interface Stops {
   at: number[]; // 0 to 1, from the low limit to the high one
@@ -53,24 +57,39 @@ function table(palette: Palette): Uint32Array {
   return words;
 }
 
-/**
- * Colour a map.
- *
- * `opacity`, 0 to 1 by value, makes what is uncertain transparent.
- */
-export function colour(
-  values: Float32Array, palette: Palette, [low, high]: readonly [number, number], opacity: Float32Array | null = null,
-): Uint8Array<ArrayBuffer> {
+/** What writes the colours of values into words, from `start` on. */
+function painter(palette: Palette, [low, high]: Limits): (values: Float32Array, out: Uint32Array, start: number) => void {
   const words = table(palette);
   const from = PALETTES[palette].signed ? -high : low;
   const scale = (STEPS - 1) / (high - from || 1);
+  return (values, out, start) => {
+    for (let i = 0; i < values.length; i++) {
+      const step = Math.min(Math.max((values[i]! - from) * scale, 0), STEPS - 1);
+      out[start + i] = words[(step + 0.5) | 0]!;
+    }
+  };
+}
+
+/** Colours of values. */
+export function colour(values: Float32Array, palette: Palette, limits: Limits): Uint8Array<ArrayBuffer> {
   const out = new Uint32Array(values.length);
-  for (let i = 0; i < values.length; i++) {
-    const step = Math.min(Math.max((values[i]! - from) * scale, 0), STEPS - 1);
-    out[i] = words[(step + 0.5) | 0]!;
-  }
+  painter(palette, limits)(values, out, 0);
+  return new Uint8Array(out.buffer);
+}
+
+/**
+ * Colours of a map on another grid.
+ *
+ * `opacity`, 0 to 1 by voxel of that grid, makes what is uncertain transparent.
+ */
+export function colourOn(
+  grid: Grid, map: Volume, palette: Palette, limits: Limits, opacity: Float32Array | null = null,
+): Uint8Array<ArrayBuffer> {
+  const out = new Uint32Array(grid.shape[0] * grid.shape[1] * grid.shape[2]); // nothing is transparent in every palette
+  const paint = painter(palette, limits);
+  interpolate(map, grid, (row, start) => paint(row, out, start));
   const bytes = new Uint8Array(out.buffer);
-  if (opacity) for (let i = 0; i < values.length; i++) bytes[4 * i + 3]! *= opacity[i]!;
+  if (opacity) for (let i = 0; i < opacity.length; i++) bytes[4 * i + 3]! *= opacity[i]!;
   return bytes;
 }
 

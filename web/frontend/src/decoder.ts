@@ -1,7 +1,8 @@
 // The model itself, in a worker: it fetches runtime and graph, then answers one question after the
-// other. One thread of WebAssembly: more need headers that a static host may not send.
+// other. On the graphics card where the browser lends it, else in one thread of WebAssembly: more
+// need headers that a static host may not send.
 
-import { env, InferenceSession, Tensor } from "onnxruntime-web/wasm";
+import type * as Ort from "onnxruntime-web";
 
 import { unpack } from "./lzma";
 
@@ -11,7 +12,19 @@ export interface Packed {
   bytes: number;
 }
 
-export type Question = { load: { runtime: Packed; model: Packed } } | { id: number; z: Float32Array; metadata: Float32Array; known: Float32Array };
+export type Device = "webgpu" | "wasm";
+
+export interface Runtime extends Packed {
+  device: Device;
+}
+
+/** `runtimes`: the first that works is taken. */
+export type Question = { load: { runtimes: Runtime[]; model: Packed; sizes: Sizes } } | { id: number; z: Float32Array; metadata: Float32Array; known: Float32Array };
+
+export interface Sizes {
+  z: number;
+  metadata: number;
+}
 
 export interface Decoded {
   density: Float32Array; // at the cells of the mask
@@ -22,7 +35,7 @@ export interface Decoded {
 
 export type Message =
   | { kind: "progress"; share: number }
-  | { kind: "ready" }
+  | { kind: "ready"; device: Device }
   | { kind: "failed"; reason: string }
   | { kind: "decoded"; id: number; decoded: Decoded }
   | { kind: "refused"; id: number; reason: string };
@@ -31,7 +44,8 @@ const say = (message: Message, moved: Transferable[] = []): void => (self as unk
 
 const lineOf = (error: unknown): string => (error instanceof Error ? error.message : String(error)).split("\n")[0]!;
 
-let session: InferenceSession | null = null;
+let ort: typeof Ort;
+let session: Ort.InferenceSession;
 
 async function fetchPacked({ url, packed, bytes }: Packed, onBytes: (count: number) => void): Promise<Uint8Array<ArrayBuffer>> {
   const response = await fetch(url);
@@ -50,22 +64,39 @@ async function fetchPacked({ url, packed, bytes }: Packed, onBytes: (count: numb
   return unpack(here, bytes);
 }
 
-async function load(runtime: Packed, model: Packed): Promise<void> {
+async function load(runtimes: Runtime[], model: Packed, sizes: Sizes): Promise<Device> {
   let received = 0;
+  const expected = runtimes[0]!.packed + model.packed;
   const onBytes = (count: number): void => {
     received += count;
-    say({ kind: "progress", share: received / (runtime.packed + model.packed) });
+    say({ kind: "progress", share: Math.min(received / expected, 1) });
   };
-  const [wasm, graph] = await Promise.all([fetchPacked(runtime, onBytes), fetchPacked(model, onBytes)]);
-  env.wasm.numThreads = 1;
-  env.wasm.wasmBinary = wasm.buffer;
-  env.logLevel = "error";
-  session = await InferenceSession.create(graph, { executionProviders: ["wasm"], graphOptimizationLevel: "all" });
+  const fetched = fetchPacked(model, onBytes);
+  fetched.catch(() => undefined); // told below, where the graph is needed
+  for (const [i, runtime] of runtimes.entries()) {
+    try {
+      const wasm = await fetchPacked(runtime, onBytes);
+      await start(runtime.device, wasm, await fetched);
+      await decode(new Float32Array(sizes.z), new Float32Array(sizes.metadata), new Float32Array(sizes.metadata));
+      return runtime.device;
+    } catch (error) {
+      if (i === runtimes.length - 1) throw error;
+    }
+  }
+  throw new Error("no runtime");
+}
+
+async function start(device: Device, wasm: Uint8Array<ArrayBuffer>, graph: Uint8Array): Promise<void> {
+  ort = device === "webgpu" ? await import("onnxruntime-web/jspi") : await import("onnxruntime-web/wasm");
+  ort.env.wasm.numThreads = 1;
+  ort.env.wasm.wasmBinary = wasm.buffer;
+  ort.env.logLevel = "error";
+  session = await ort.InferenceSession.create(graph, { executionProviders: [device], graphOptimizationLevel: "all", logSeverityLevel: 3 });
 }
 
 async function decode(z: Float32Array, metadata: Float32Array, known: Float32Array): Promise<Decoded> {
-  const row = (values: Float32Array): Tensor => new Tensor("float32", values, [1, values.length]);
-  const answer = await session!.run({ z: row(z), metadata: row(metadata), known: row(known) });
+  const row = (values: Float32Array): Ort.Tensor => new ort.Tensor("float32", values, [1, values.length]);
+  const answer = await session.run({ z: row(z), metadata: row(metadata), known: row(known) });
   const values = (name: string): Float32Array => answer[name]!.data as Float32Array;
   return {
     density: values("density"),
@@ -78,8 +109,8 @@ async function decode(z: Float32Array, metadata: Float32Array, known: Float32Arr
 async function answer(question: Question): Promise<void> {
   if ("load" in question) {
     try {
-      await load(question.load.runtime, question.load.model);
-      say({ kind: "ready" });
+      const { runtimes, model, sizes } = question.load;
+      say({ kind: "ready", device: await load(runtimes, model, sizes) });
     } catch (error) {
       say({ kind: "failed", reason: lineOf(error) });
     }

@@ -31,3 +31,7 @@ export function paintTrack(slider: HTMLInputElement): void {
   slider.style.setProperty("--from", `${Math.min(zero, here)}%`);
   slider.style.setProperty("--to", `${Math.max(zero, here)}%`);
 }
+
+export function hasWebGL2(): boolean {
+  return element("canvas", {}).getContext("webgl2") !== null;
+}

@@ -1,22 +1,22 @@
 // The page: controls on the left change one state, which three views show and the address keeps.
-// Tests read the data attributes of <body>: ready, settled, decodes, view, mm, value, sums, times.
+// Tests read the data attributes of <body>: painted, ready, settled, decodes, view, mm, value, sums, times.
 
 import "./style.css";
 import type { Answer, Backend, Changes, Field, Model, Part, Point, Quantity, Regions } from "./backend";
 import { showCoverage, showEffect, showPeaks } from "./details";
 import { connect } from "./connect";
-import { byId, element, format, paintTrack } from "./dom";
+import { byId, element, format, hasWebGL2, paintTrack } from "./dom";
 import { standalone } from "./download";
 import { LatentControls } from "./latent";
 import { Latest } from "./latest";
 import { legal, MetadataControls } from "./metadata";
+import { loadTemplate, type Template } from "./nifti";
 import { Panel, type Picture } from "./panel";
 import { regionAt } from "./places";
 import { picture, python, save } from "./save";
 import { load, StartPanel, type Loaded } from "./start";
 import { fromAddress, PARTS, toAddress, VIEWS, type State, type View } from "./state";
 import { StripView, valuesOf } from "./strip";
-import { hasWebGL2 } from "./viewer";
 import { combined, confidenceOf, peakOf, resample, type Vec3, type Volume } from "./volume";
 
 const REST = 250; // ms without a move after which a slider counts as released
@@ -69,11 +69,17 @@ class Page {
   private regions: Regions | null = null;
   private readonly limits: Record<"mean" | "sd", [number, number]>; // fixed: a colour means the same everywhere
   private mm: Vec3 = [0, 0, 0];
-  private opening: Promise<void> = Promise.resolve();
+  private opening: Promise<void> = Promise.resolve(); // of the graphics that the view needs
   private resting: number | undefined;
+  private webgl2: boolean | null = null; // null: not asked yet
   private asked = 0; // counts what was asked, so that late details do not show
 
-  constructor(private readonly backend: Backend, private readonly model: Model, private state: State) {
+  constructor(
+    private readonly backend: Backend,
+    private readonly model: Model,
+    private readonly template: Template,
+    private state: State,
+  ) {
     this.limits = { mean: [model.display.low, model.display.high], sd: [0, model.display.high] };
     const moved = (): void => this.moved();
     this.latent = new LatentControls(byId("latent"), model.latent, () => {
@@ -130,7 +136,7 @@ class Page {
     this.state.changes = legal(this.model, changes);
     this.start.show(this.loaded);
     this.spreadControls();
-    await this.switchTo(this.state.view);
+    this.switchTo(this.state.view);
   }
 
   // ------------------------------------------------------------------ what is asked for
@@ -183,12 +189,11 @@ class Page {
 
   private async decode(job: Job): Promise<[Job, Answer]> {
     const { view, point, changes, quantity } = job;
-    const answer =
+    const answer = await (
       view === "counterfactual" ? this.backend.counterfactual(point, changes)
       : view === "confidence" ? this.backend.uncertainty(point, SAMPLES)
-      : this.backend.decode(point, quantity);
-    const [answered] = await Promise.all([answer, this.opening]); // the first map while graphics start
-    return [job, answered];
+      : this.backend.decode(point, quantity));
+    return [job, answer];
   }
 
   // ------------------------------------------------------------------ what is shown
@@ -207,6 +212,20 @@ class Page {
     report(`decoded in ${answer.milliseconds.toFixed(0)} ms` + (beyond.length ? ` · extrapolated: ${beyond.join(", ")}` : ""));
     page["decodes"] = String(Number(page["decodes"] ?? 0) + 1);
     page["times"] = JSON.stringify({ answer: answer.milliseconds, draw: performance.now() - start });
+    page["painted"] = "true";
+    this.opening = this.openGraphics();
+  }
+
+  /** Start what draws, after the page has shown the map without it. */
+  private async openGraphics(): Promise<void> {
+    await new Promise((painted) => requestAnimationFrame(() => window.setTimeout(painted)));
+    if (this.webgl2 === null && !(this.webgl2 = hasWebGL2())) {
+      stop("This browser has no WebGL2, which the viewer draws with: these are plain slices. Try another browser, or switch hardware acceleration on.");
+    }
+    if (!this.webgl2) return;
+    for (const panel of this.panels.slice(0, PANELS[this.state.view])) {
+      await panel.open((mm) => this.goTo(mm, panel), () => stop("The browser dropped the graphics. Reload the page."));
+    }
     page["ready"] = "true";
   }
 
@@ -237,7 +256,7 @@ class Page {
       ];
     }
     const total = combined(this.state.parts.map((part) => maps[part]!), maps["mean"]!);
-    const template = this.panels[0]!.background();
+    const { template } = this;
     const fade = this.state.fade;
     const opacity = fade > 0 ? confidenceOf(resample(maps["mean"]!, template), resample(total, template), fade) : null;
     return [
@@ -260,9 +279,11 @@ class Page {
 
   /** Nothing moves any more: the 3-D view, the address, and what stands below the maps. */
   private async rest(): Promise<void> {
-    for (const panel of this.panels) panel.setMoving(false);
     this.keepAddress();
     const mine = this.asked;
+    const opened = this.opening.then(() => {
+      if (mine === this.asked) for (const panel of this.panels) panel.setMoving(false);
+    });
     try {
       if (this.state.view === "counterfactual") await this.compare(mine);
       if (this.state.view === "confidence") {
@@ -272,6 +293,7 @@ class Page {
     } catch (error) {
       if (mine === this.asked) report((error as Error).message, true);
     }
+    await opened;
     if (mine === this.asked) page["settled"] = "true";
   }
 
@@ -291,7 +313,7 @@ class Page {
     const strip = await this.backend.strip(this.point(), field.name, values, 2, this.mm[2]);
     if (mine !== this.asked || !this.answer) return;
     const now = changes[field.name] ?? this.point().metadata[field.name];
-    this.strip.show(field, values, strip, this.answer.maps["factual"]!, this.mm, this.panels[0]!.background(),
+    this.strip.show(field, values, strip, this.answer.maps["factual"]!, this.mm, this.template,
       this.limits.mean, typeof now === "number" ? now : null);
   }
 
@@ -317,7 +339,7 @@ class Page {
     return "This model takes no metadata: there is nothing to change and nothing to impute. The Latent Slider shows what it has.";
   }
 
-  private async switchTo(view: View): Promise<void> {
+  private switchTo(view: View): void {
     this.state.view = view;
     page["view"] = view;
     page["settled"] = "false";
@@ -331,30 +353,24 @@ class Page {
     const why = this.whyNot(view);
     byId("notice").hidden = !why;
     byId("details").hidden = Boolean(why);
-    this.opening = this.openPanels(why ? 0 : PANELS[view]);
+    this.layPanels(why ? 0 : PANELS[view]);
     if (why) {
       stop(why);
       page["settled"] = "true";
     }
     this.ask();
-    await this.opening;
   }
 
   /** As many panels as a view has; the 3-D view where there is but one. */
-  private async openPanels(count: number): Promise<void> {
+  private layPanels(count: number): void {
     const stage = byId("stage");
-    while (this.panels.length < count) this.panels.push(new Panel(stage, this.panels.length));
+    while (this.panels.length < count) this.panels.push(new Panel(stage, this.panels.length, this.template));
+    stage.dataset["panels"] = String(count);
     this.panels.forEach((panel, i) => {
       panel.node.hidden = i >= count;
-    });
-    stage.dataset["panels"] = String(count);
-    for (const panel of this.panels.slice(0, count)) {
-      await panel.open(this.backend.template(), (mm) => this.answer && this.goTo(mm, panel), // at first NiiVue's own place
-        () => stop("The browser dropped the graphics. Reload the page."));
       panel.setSolid(count === 1);
-    }
+    });
     if (this.state.mm) this.mm = this.state.mm;
-    for (const panel of this.panels.slice(0, count)) panel.goTo(this.mm, true);
   }
 
   private keepAddress(push = false): void {
@@ -373,7 +389,7 @@ class Page {
         if (view === this.state.view) return;
         this.state.view = view;
         this.keepAddress(true);
-        void this.switchTo(view);
+        this.switchTo(view);
       });
       tabs[i]!.addEventListener("keydown", (event) => {
         const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
@@ -482,7 +498,7 @@ class Page {
   async complete(): Promise<void> {
     if (this.model.regions.available) {
       this.regions = await this.backend.regions();
-      this.goTo(this.mm);
+      if (this.answer) this.goTo(this.mm);
     }
     const nameless = this.model.latent.directions.every((direction) => !direction.topics.length);
     if (nameless && this.model.studies.count) {
@@ -492,12 +508,9 @@ class Page {
 }
 
 async function begin(): Promise<void> {
-  if (!hasWebGL2()) {
-    stop("This browser has no WebGL2, which the viewer draws with. Try another browser, or switch hardware acceleration on.");
-    return;
-  }
   const backend = await connect((text) => report(text ?? ""));
-  const opened = new Page(backend, await backend.model(), fromAddress(location.hash.slice(1)));
+  const [model, template] = await Promise.all([backend.model(), loadTemplate(backend.template())]);
+  const opened = new Page(backend, model, template, fromAddress(location.hash.slice(1)));
   Object.assign(window, { atlas: opened }); // for the console, and for what measures the page
   await opened.open();
   await opened.complete();

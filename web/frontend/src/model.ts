@@ -1,6 +1,6 @@
 // The worker that holds the model, as a function from code and metadata to arrays.
 
-import type { Decoded, Message, Packed, Question } from "./decoder";
+import type { Decoded, Device, Message, Packed, Question, Runtime, Sizes } from "./decoder";
 
 interface Waiting {
   resolve(decoded: Decoded): void;
@@ -12,20 +12,23 @@ export class LocalModel {
   private readonly waiting = new Map<number, Waiting>();
   private failed: Error | null = null;
   private asked = 0;
+  device: Device | null = null; // null: not here yet
 
-  constructor(runtime: Packed, model: Packed, onProgress: (text: string | null) => void) {
-    const megabytes = ((runtime.packed + model.packed) / 1e6).toFixed(1);
+  constructor(runtimes: Runtime[], model: Packed, sizes: Sizes, onProgress: (text: string | null) => void) {
+    const megabytes = ((runtimes[0]!.packed + model.packed) / 1e6).toFixed(1);
     this.worker.addEventListener("error", (event) => this.fail(event.message || "the decoder could not be started"));
     this.worker.addEventListener("message", ({ data }: MessageEvent<Message>) => {
       if (this.failed) return; // the other file may still be coming
       if (data.kind === "progress") {
         const share = Math.floor(100 * data.share);
         onProgress(share < 100 ? `Loading the model: ${share} % of ${megabytes} MB` : "Starting the model …");
-      } else if (data.kind === "ready") onProgress(null);
-      else if (data.kind === "failed") this.fail(data.reason);
+      } else if (data.kind === "ready") {
+        this.device = data.device;
+        onProgress(null);
+      } else if (data.kind === "failed") this.fail(data.reason);
       else this.settle(data);
     });
-    this.send({ load: { runtime, model } });
+    this.send({ load: { runtimes, model, sizes } });
   }
 
   run(z: Float32Array, metadata: Float32Array, known: Float32Array): Promise<Decoded> {
@@ -53,4 +56,11 @@ export class LocalModel {
     for (const { reject } of this.waiting.values()) reject(this.failed);
     this.waiting.clear();
   }
+}
+
+/** Whether there is a graphics card to decode on: one in software is slower than WebAssembly. */
+export async function hasGpu(): Promise<boolean> {
+  if (!("Suspending" in WebAssembly) || !("gpu" in navigator)) return false;
+  const adapter = await navigator.gpu.requestAdapter().catch(() => null);
+  return adapter !== null && !adapter.info.isFallbackAdapter;
 }

@@ -1,11 +1,37 @@
-// A volume as a NIfTI-1 file in gzip: header of 348 bytes, four that say that nothing extends it,
-// float32 values.
+// Volumes as NIfTI-1 files in gzip: header of 348 bytes, four that say that nothing extends it,
+// values. Written are float32 ones; read is the template that comes with the page, uint8.
 
-import type { Volume } from "./volume";
+import { gridOf, type Volume } from "./volume";
 
 const MNI = 4; // code of the space
 const MM = 2;
+const UINT8 = 2;
 const FLOAT32 = 16;
+
+/** The template: a volume, and the file without its gzip. */
+export interface Template extends Volume {
+  nifti: ArrayBuffer;
+}
+
+export async function loadTemplate(address: string): Promise<Template> {
+  const answer = await fetch(address).catch(() => null);
+  if (!answer?.ok) throw new Error("The page could not fetch the template that maps are shown on.");
+  const nifti = await unzipped(await answer.arrayBuffer());
+  const header = new DataView(nifti);
+  if (header.getInt32(0, true) !== 348 || header.getInt16(70, true) !== UINT8) {
+    throw new Error("The template is not the NIfTI file that it should be.");
+  }
+  const shape = [0, 1, 2].map((a) => header.getInt16(42 + 2 * a, true));
+  const affine = [0, 1, 2].map((row) => [0, 1, 2, 3].map((column) => header.getFloat32(280 + 16 * row + 4 * column, true)));
+  return { ...gridOf(shape, affine), values: Float32Array.from(new Uint8Array(nifti, header.getFloat32(108, true))), nifti };
+}
+
+/** Some hosts send a .gz file as what is in it. */
+async function unzipped(bytes: ArrayBuffer): Promise<ArrayBuffer> {
+  const [first, second] = new Uint8Array(bytes, 0, 2);
+  if (first !== 0x1f || second !== 0x8b) return bytes;
+  return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).arrayBuffer();
+}
 
 export function toNifti({ shape, origin, step, values }: Volume): Promise<Blob> {
   const header = new DataView(new ArrayBuffer(352));

@@ -16,7 +16,7 @@ const FOOT = 40;
 
 /** The panels side by side with their titles, colours and limits, as a PNG at the screen's pixels. */
 export function picture(panels: Panel[], caption: string): Promise<Blob> {
-  const drawn = panels.map((panel) => panel.drawn()!);
+  const drawn = panels.map((panel) => panel.drawn());
   const width = drawn.reduce((sum, { slices }) => sum + slices.width, 0);
   const height = Math.max(...drawn.map(({ slices }) => slices.height));
   const canvas = element("canvas", { width, height: height + HEAD + 2 * FOOT });

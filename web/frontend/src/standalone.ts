@@ -2,12 +2,12 @@
 // crosshairs. Built as a classic script, because a page opened as a file may load no module.
 // Tests read the data attributes of <body>: ready, mm, values.
 
-import { byId, element } from "./dom";
+import { byId, element, hasWebGL2 } from "./dom";
 import type { Inlined } from "./download";
 import { fromFloat16 } from "./float16";
+import { loadTemplate } from "./nifti";
 import { Panel } from "./panel";
 import style from "./style.css?inline";
-import { hasWebGL2 } from "./viewer";
 import type { Vec3 } from "./volume";
 
 const bytesOf = (base64: string): Uint8Array<ArrayBuffer> => Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
@@ -34,8 +34,10 @@ async function open(): Promise<void> {
     stage.textContent = "This browser has no WebGL2, which the viewer draws with. Try another browser, or switch hardware acceleration on.";
     return;
   }
-  const template = URL.createObjectURL(new Blob([bytesOf(inlined.template)]));
-  const panels = inlined.maps.map((_, i) => new Panel(stage, i));
+  const address = URL.createObjectURL(new Blob([bytesOf(inlined.template)]));
+  const template = await loadTemplate(address);
+  URL.revokeObjectURL(address);
+  const panels = inlined.maps.map((_, i) => new Panel(stage, i, template));
   const goTo = (mm: Vec3, from: Panel | null = null): void => {
     const values = panels.map((panel) => panel.goTo(mm, panel !== from));
     place.textContent = `${mm.map((x) => x.toFixed(0)).join(", ")} mm`;
@@ -44,9 +46,6 @@ async function open(): Promise<void> {
   };
   for (const [i, { values, scale, opacity, shape, origin, step, ...about }] of inlined.maps.entries()) {
     const panel = panels[i]!;
-    await panel.open(template, (mm) => goTo(mm, panel), () => {
-      stage.textContent = "The browser dropped the graphics. Reload the page.";
-    });
     panel.setSolid(panels.length === 1);
     panel.show({
       ...about,
@@ -54,8 +53,12 @@ async function open(): Promise<void> {
       opacity: opacity ? Float32Array.from(bytesOf(opacity), (share) => share / 255) : null,
     });
   }
-  URL.revokeObjectURL(template);
   goTo(inlined.mm);
+  for (const panel of panels) {
+    await panel.open((mm) => goTo(mm, panel), () => {
+      stage.textContent = "The browser dropped the graphics. Reload the page.";
+    });
+  }
   document.body.dataset["ready"] = "true";
 }
 

@@ -1,16 +1,17 @@
 // The decoder in this very tab as a back end: what `atlas export --html` wrote beside the page, asked
 // as the server would be. The names and steps are those of atlas/inference.py and atlas/explore.
 
-import runtime from "onnxruntime-web/ort-wasm-simd-threaded.wasm?url";
+import onGpu from "onnxruntime-web/ort-wasm-simd-threaded.jspi.wasm?url";
+import inWasm from "onnxruntime-web/ort-wasm-simd-threaded.wasm?url";
 
 import type {
   Answer, Backend, Changes, Effect, Entry, Imputed, Metadata, Model, Part, Peak, Point, Quantity, Query, Regions,
   Strip, Study, StudyRow,
 } from "./backend";
-import type { Decoded } from "./decoder";
+import type { Decoded, Packed, Runtime } from "./decoder";
 import { Fields, normalised, without, type Row } from "./fields";
 import { unpack } from "./lzma";
-import { LocalModel } from "./model";
+import { hasGpu, LocalModel } from "./model";
 import { toNifti } from "./nifti";
 import { normals } from "./normals";
 import { highest, regionAt, slice } from "./places";
@@ -32,7 +33,7 @@ export interface Contents {
   model: Model;
   fields: Row[];
   mask: string; // packed bits in base64, C order
-  files: { model: Sizes; runtime: Sizes; regions: Sizes | null };
+  files: { model: Sizes; wasm: Sizes; webgpu?: Sizes; regions?: Sizes }; // no webgpu: it cannot run this model
   regions: { names: Record<string, string>; source: string; shape: number[]; affine: number[][] } | null;
 }
 
@@ -63,10 +64,11 @@ export class Tab implements Backend {
   static async open(onProgress: (text: string | null) => void): Promise<Tab> {
     const contents = (await (await ask("atlas.json")).json()) as Contents;
     const { files } = contents;
-    const local = new LocalModel(
-      { url: new URL(`${runtime}.lzma`, document.baseURI).href, ...files.runtime },
-      { url: new URL("model.onnx.lzma", document.baseURI).href, ...files.model },
-      onProgress);
+    const packed = (url: string, sizes: Sizes): Packed => ({ url: new URL(`${url}.lzma`, document.baseURI).href, ...sizes });
+    const runtimes: Runtime[] = [{ device: "wasm", ...packed(inWasm, files.wasm) }];
+    if (files.webgpu && (await hasGpu())) runtimes.unshift({ device: "webgpu", ...packed(onGpu, files.webgpu) });
+    const sizes = { z: contents.model.latent.size, metadata: new Fields(contents.fields).width };
+    const local = new LocalModel(runtimes, packed("model.onnx", files.model), sizes, onProgress);
     return new Tab(contents, local);
   }
 

@@ -9,15 +9,21 @@
 
 import { DRAG_MODE, NVImage, Niivue, SLICE_TYPE } from "@niivue/niivue";
 
-import { colour, type Palette } from "./colours";
-import { gridOf, resample, type Grid, type Vec3, type Volume } from "./volume";
+import { colourOn, type Palette } from "./colours";
+import type { Template } from "./nifti";
+import { arrange, type Side } from "./tiles";
+import type { Grid, Vec3, Volume } from "./volume";
 
 type Layout = Parameters<Niivue["setCustomLayout"]>[0];
-type Tile = { sliceType: SLICE_TYPE; width: number; height: number };
 
 const SLOW_FRAME = 60; // ms; where the 3-D view makes a frame slower, it rests while a slider moves
-const GAP = 8; // CSS pixels between the tiles
 const RGBA = 2304; // NIfTI's code
+const SLICES: Record<Side, SLICE_TYPE> = {
+  coronal: SLICE_TYPE.CORONAL,
+  sagittal: SLICE_TYPE.SAGITTAL,
+  axial: SLICE_TYPE.AXIAL,
+  solid: SLICE_TYPE.RENDER,
+};
 
 export interface Shown {
   map: Volume;
@@ -26,24 +32,22 @@ export interface Shown {
   opacity?: Float32Array | null; // on the template's grid, 0 to 1
 }
 
-export function hasWebGL2(): boolean {
-  return document.createElement("canvas").getContext("webgl2") !== null;
-}
-
 export class Viewer {
   private moving = true; // the first map does not wait for the 3-D view
   private slow = true; // until it is measured
   private measured = false;
-  private solid = true; // whether there is room for the 3-D view
 
   private constructor(
     private readonly nv: Niivue,
     private readonly overlay: NVImage,
-    readonly template: Grid,
+    private readonly template: Grid,
     private readonly stage: HTMLElement,
+    private solid: boolean, // whether there is room for the 3-D view
   ) {}
 
-  static async create(canvas: HTMLCanvasElement, template: string, onMove: (mm: Vec3) => void): Promise<Viewer> {
+  static async create(
+    canvas: HTMLCanvasElement, template: Template, solid: boolean, onMove: (mm: Vec3) => void,
+  ): Promise<Viewer> {
     const nv = new Niivue({
       logLevel: "error",
       dragAndDropEnabled: false,
@@ -61,11 +65,11 @@ export class Viewer {
       loadingText: "",
     });
     await nv.attachToCanvas(canvas);
-    await nv.loadVolumes([{ url: template, name: "template.nii.gz", colormap: "gray", cal_min: 20, cal_max: 260 }]);
-    const background = nv.volumes[0]!;
-    const { dims, affine } = background.hdr!;
-    const grid = gridOf([dims[1]!, dims[2]!, dims[3]!], affine);
-    const viewer = new Viewer(nv, addColours(nv, background), grid, canvas.parentElement!);
+    const background = await NVImage.loadFromUrl({
+      url: "template.nii", buffer: template.nifti, colormap: "gray", cal_min: 20, cal_max: 260,
+    });
+    nv.addVolume(background);
+    const viewer = new Viewer(nv, addColours(nv, background), template, canvas.parentElement!, solid);
     nv.onLocationChange = (location) => {
       const { mm } = location as { mm: ArrayLike<number> };
       onMove([mm[0]!, mm[1]!, mm[2]!]);
@@ -78,14 +82,9 @@ export class Viewer {
   }
 
   show({ map, palette, limits, opacity }: Shown): void {
-    this.overlay.img = colour(resample(map, this.template), palette, limits, opacity);
+    this.overlay.img = colourOn(this.template, map, palette, limits, opacity);
     this.nv.refreshLayers(this.overlay, 1);
     this.nv.drawScene();
-  }
-
-  /** The template itself, in its own grey. */
-  background(): Volume {
-    return { ...this.template, values: Float32Array.from(this.nv.volumes[0]!.img as ArrayLike<number>) };
   }
 
   /** Move the crosshair here without telling anybody. */
@@ -113,27 +112,17 @@ export class Viewer {
     return this.nv.canvas!;
   }
 
-  /** Tiles to one scale of millimetres: the row, square or column that shows them largest. */
   private arrange(): void {
     const { width: W, height: H } = this.nv.canvas!.getBoundingClientRect();
     if (W < 1 || H < 1) return;
-    const [x, y, z] = [0, 1, 2].map((a) => Math.abs(this.template.shape[a]! * this.template.step[a]!)) as Vec3;
-    const coronal: Tile = { sliceType: SLICE_TYPE.CORONAL, width: x, height: z };
-    const sagittal: Tile = { sliceType: SLICE_TYPE.SAGITTAL, width: y, height: z };
-    const axial: Tile = { sliceType: SLICE_TYPE.AXIAL, width: x, height: y };
-    const solid: Tile[] = this.solid ? [{ sliceType: SLICE_TYPE.RENDER, width: y, height: y }] : [];
-    const ways: Tile[][][] = [
-      [[coronal, sagittal, axial, ...solid]],
-      [[coronal, sagittal], [axial, ...solid]],
-      [[coronal], [sagittal], [axial], ...solid.map((tile) => [tile])],
-    ];
-    const scaled = ways.map((rows) => ({ rows, scale: scaleOf(rows, W, H) }));
-    const { rows, scale } = scaled.reduce((best, way) => (way.scale > best.scale ? way : best));
-    const tiles = place(rows, scale, W, H);
+    const { tiles, scale } = arrange(this.template, W, H, this.solid);
     this.nv.opts.crosshairWidth = 2 / scale; // mm, two pixels: thinner than one it would go missing
-    this.nv.setCustomLayout(
-      this.moving && this.slow ? tiles.filter((tile) => tile.sliceType !== SLICE_TYPE.RENDER) : tiles,
-    );
+    const layout: Layout = tiles
+      .filter(({ side }) => side !== "solid" || !(this.moving && this.slow))
+      .map(({ side, left, top, width, height }) => ({
+        sliceType: SLICES[side], position: [left / W, top / H, width / W, height / H],
+      }));
+    this.nv.setCustomLayout(layout);
   }
 
   /** Time one frame, read back so that it is really drawn. The first compiles shaders. */
@@ -177,32 +166,4 @@ function addColours(nv: Niivue, like: NVImage): NVImage {
   Object.assign(overlay, { global_min: 0, global_max: 255, cal_min: 0, cal_max: 255 });
   nv.addVolume(overlay);
   return overlay;
-}
-
-const sum = (values: number[]): number => values.reduce((a, b) => a + b, 0);
-const widthOf = (row: Tile[]): number => sum(row.map((tile) => tile.width));
-const heightOf = (row: Tile[]): number => Math.max(...row.map((tile) => tile.height));
-
-/** Pixels a millimetre at which rows of tiles fill W x H. */
-function scaleOf(rows: Tile[][], W: number, H: number): number {
-  const across = rows.map((row) => (W - (row.length - 1) * GAP) / widthOf(row));
-  return Math.min(...across, (H - (rows.length - 1) * GAP) / sum(rows.map(heightOf)));
-}
-
-/** Rows of tiles in the middle of W x H. */
-function place(rows: Tile[][], scale: number, W: number, H: number): Layout {
-  const total = sum(rows.map(heightOf)) * scale + (rows.length - 1) * GAP;
-  const widest = Math.max(...rows.map((row) => widthOf(row) * scale + (row.length - 1) * GAP));
-  let top = (H - total) / 2;
-  const tiles: Layout = [];
-  for (const row of rows) {
-    let left = (W - widest) / 2;
-    for (const { sliceType, width, height } of row) {
-      const [w, h] = [width * scale, height * scale];
-      tiles.push({ sliceType, position: [left / W, top / H, w / W, h / H] });
-      left += w + GAP;
-    }
-    top += heightOf(row) * scale + GAP;
-  }
-  return tiles;
 }

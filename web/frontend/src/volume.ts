@@ -43,36 +43,71 @@ export function valueAt(volume: Volume, mm: Vec3): number | null {
   if (!x || !y || !z) return null;
   const [nx, ny] = volume.shape;
   const at = (i: number, j: number, k: number): number => volume.values[i + nx * (j + ny * k)] ?? 0;
-  const mix = (a: number, b: number, t: number): number => a + (b - a) * t;
-  const row = (j: number, k: number): number => mix(at(x[0], j, k), at(x[1], j, k), x[2]);
-  const plane = (k: number): number => mix(row(y[0], k), row(y[1], k), y[2]);
-  return mix(plane(z[0]), plane(z[1]), z[2]);
+  const part = (a: number, b: number, t: number): number => a + (b - a) * t;
+  const row = (j: number, k: number): number => part(at(x[0], j, k), at(x[1], j, k), x[2]);
+  const plane = (k: number): number => part(row(y[0], k), row(y[1], k), y[2]);
+  return part(plane(z[0]), plane(z[1]), z[2]);
 }
 
-/** Trilinear interpolation onto another grid, one axis after the other; 0 outside. */
-export function resample(volume: Volume, target: Grid): Float32Array {
-  let { values } = volume;
-  const shape: Vec3 = [...volume.shape];
-  for (const axis of [0, 1, 2] as const) {
-    const inner = shape.slice(0, axis).reduce((a, b) => a * b, 1); // values per step along the axis
-    const outer = shape.slice(axis + 1).reduce((a, b) => a * b, 1);
-    const n = target.shape[axis];
-    const out = new Float32Array(inner * n * outer);
-    for (let i = 0; i < n; i++) {
-      const place = locate(target.origin[axis] + i * target.step[axis], volume, axis);
-      if (!place) continue;
-      const [low, high, t] = place;
-      for (let o = 0; o < outer; o++) {
-        const a = (o * shape[axis] + low) * inner;
-        const b = (o * shape[axis] + high) * inner;
-        const to = (o * n + i) * inner;
-        for (let k = 0; k < inner; k++) out[to + k] = values[a + k]! * (1 - t) + values[b + k]! * t;
-      }
-    }
-    values = out;
-    shape[axis] = n;
+interface Between {
+  low: Int32Array;
+  high: Int32Array;
+  t: Float32Array; // share of high
+  inside: Uint8Array;
+}
+
+/** Between which voxels those of another grid lie, along one axis. */
+function between(target: Grid, grid: Grid, axis: 0 | 1 | 2): Between {
+  const n = target.shape[axis];
+  const out = { low: new Int32Array(n), high: new Int32Array(n), t: new Float32Array(n), inside: new Uint8Array(n) };
+  for (let i = 0; i < n; i++) {
+    const place = locate(target.origin[axis] + i * target.step[axis], grid, axis);
+    if (place) [out.low[i], out.high[i], out.t[i], out.inside[i]] = [...place, 1];
   }
-  return values;
+  return out;
+}
+
+/** (1 - t) a + t b of stretches of one array; whether anything is there. */
+function mix(from: Float32Array, a: number, b: number, t: number, out: Float32Array): boolean {
+  let any = false;
+  for (let i = 0; i < out.length; i++) {
+    const value = from[a + i]! * (1 - t) + from[b + i]! * t;
+    out[i] = value;
+    any ||= value !== 0;
+  }
+  return any;
+}
+
+/**
+ * Trilinear interpolation onto another grid, one axis after the other, row by row.
+ *
+ * `take` gets a row's values, which it may not keep, and where in the grid the row begins. Rows that
+ * are 0 throughout, as most of those outside the brain are, are left out.
+ */
+export function interpolate(volume: Volume, target: Grid, take: (row: Float32Array, start: number) => void): void {
+  const [nx, ny] = volume.shape;
+  const [x, y, z] = ([0, 1, 2] as const).map((axis) => between(target, volume, axis)) as [Between, Between, Between];
+  const plane = new Float32Array(nx * ny);
+  const coarse = new Float32Array(nx);
+  const row = new Float32Array(target.shape[0]);
+  for (let k = 0; k < z.t.length; k++) {
+    if (!z.inside[k] || !mix(volume.values, z.low[k]! * nx * ny, z.high[k]! * nx * ny, z.t[k]!, plane)) continue;
+    for (let j = 0; j < y.t.length; j++) {
+      if (!y.inside[j] || !mix(plane, y.low[j]! * nx, y.high[j]! * nx, y.t[j]!, coarse)) continue;
+      for (let i = 0; i < row.length; i++) {
+        const t = x.t[i]!;
+        row[i] = x.inside[i] ? coarse[x.low[i]!]! * (1 - t) + coarse[x.high[i]!]! * t : 0;
+      }
+      take(row, row.length * (j + y.t.length * k));
+    }
+  }
+}
+
+/** Trilinear interpolation onto another grid; 0 outside. */
+export function resample(volume: Volume, target: Grid): Float32Array {
+  const out = new Float32Array(target.shape[0] * target.shape[1] * target.shape[2]);
+  interpolate(volume, target, (row, start) => out.set(row, start));
+  return out;
 }
 
 /** Where the largest value lies, mm. */
