@@ -21,8 +21,6 @@ import pytest
 
 from atlas.inference import Atlas
 
-from .conftest import ROWS
-
 CLIENTS, BURST = 16, 200
 SECONDS = 60 if os.environ.get("ATLAS_SOAK") == "1" else 15
 WARM = 0.3  # share of the time after which the kept answers have filled their memory
@@ -70,7 +68,7 @@ def test_serve_one_map(measure: Callable[..., float], server: Server) -> None:
 
 
 def test_sixteen_clients_drag_sliders(
-    benchmark: Any, request: pytest.FixtureRequest, server: Server
+    benchmark: Any, report: Callable[..., None], server: Server
 ) -> None:
     """Each asks for its next place once the last one is on its screen; nobody waits for ever."""
     seen: list[tuple[float, float]] = []  # when answered, how long it took
@@ -103,16 +101,14 @@ def test_sixteen_clients_drag_sliders(
     assert growth < GROWTH
     waits = [took for at, took in seen if at > 1]
     p95 = float(np.quantile(waits, 0.95))
-    said = {
-        "maps_per_second": round(len(seen) / SECONDS, 1),
-        "median_ms": round(1e3 * statistics.median(waits)),
-        "p95_ms": round(1e3 * p95),
-        "rss_mb": round(warm[-1]),
-        "rss_growth": round(growth, 3),
-    }
-    benchmark.extra_info.update(said)
-    line = ", ".join(f"{name} {value}" for name, value in said.items())
-    request.config.stash[ROWS].append((benchmark.name, f"{SECONDS} s", line))
+    report(
+        SECONDS,
+        maps_per_second=round(len(seen) / SECONDS, 1),
+        median_ms=round(1e3 * statistics.median(waits)),
+        p95_ms=round(1e3 * p95),
+        rss_mb=round(warm[-1]),
+        rss_growth=round(growth, 3),
+    )
 
 
 @pytest.mark.parametrize("client_id", [None, "one hand"])

@@ -112,6 +112,24 @@ def once(benchmark: Any, request: pytest.FixtureRequest) -> Callable[..., None]:
     return once
 
 
+@pytest.fixture
+def report(benchmark: Any, request: pytest.FixtureRequest) -> Callable[..., None]:
+    """Return a function that notes what was timed elsewhere, as in a browser: seconds, facts."""
+
+    def report(seconds: float, ratio: dict[str, float] | None = None, **facts: object) -> None:
+        if benchmark.disabled:
+            return
+        if benchmark.stats is None:  # pytest-benchmark wants a round of its own
+            benchmark.pedantic(lambda: None)
+        benchmark.extra_info.update(facts, seconds=float(f"{seconds:.3g}"), ratio=ratio or {})
+        listed = [f"{value:.3g} x {name}" for name, value in (ratio or {}).items()]
+        listed += [f"{name} {value}" for name, value in facts.items()]
+        row = (benchmark.name, _readable(seconds), ", ".join(listed))
+        request.config.stash[ROWS].append(row)
+
+    return report
+
+
 def _seconds(call: Call) -> float:
     start = time.perf_counter()
     call()
