@@ -26,15 +26,18 @@ TRY_FOR = timedelta(hours=1)  # to write here, where no ceiling ends it sooner
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Let no Ctrl-C keep a pod from being ended."""
+    """Let no Ctrl-C, SIGTERM or closed terminal keep a pod from being ended."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    wishes = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    # Not SIG_IGN, which processes that are started meanwhile would inherit.
+    before = {number: signal.signal(number, lambda *_: None) for number in wishes}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def bring_home(way: Way) -> list[str]:
@@ -46,12 +49,12 @@ def bring_home(way: Way) -> list[str]:
         What keeps it from being written here, when the time for trying is over.
     """
     job, since = way.job, way.job.clock.now()
-    job.save("fetch")
     machine = job.state.machine
     end = job.state.end_of(machine) or since + TRY_FOR
     told = False
     while True:
         try:
+            job.save("fetch")
             names = fetch.everything(way)
         except (PodLost, Ceiling):
             raise
