@@ -16,7 +16,7 @@ from atlas.files import write_text
 from . import fetch
 from .errors import ProviderDown
 from .follow import End, Follower
-from .ledger import cost_unseen
+from .ledger import bill, cost_unseen
 from .preflight import money
 from .reach import Ceiling, PodLost, Way
 from .state import KEY, Job, pod_of
@@ -106,16 +106,27 @@ def end_pod(job: Job, reason: str) -> None:
             machine.id, machine.price = found[0].id, found[0].price
             machine.created = found[0].created or machine.planned
             job.ledger.created(machine.name, found[0], job.clock.now())
+        ran = _runs(job, machine.id)
         job.provider.terminate(machine.id)
         now = job.clock.now()
         try:
             told = job.provider.cost(pod_of(machine))
         except ProviderDown:
             told = None
-        cost = told if told is not None else job.state.running_cost(machine, now)
-        machine.cost, machine.ended, machine.estimated = cost, now, told is None
-        job.ledger.ended(machine.name, now, cost=cost, reason=reason, estimated=told is None)
+        begun = machine.created or machine.planned
+        machine.cost, machine.estimated = bill(told, machine.price, begun, now, ran=ran)
+        machine.ended = now
+        job.ledger.ended(machine.name, now, cost=machine.cost, reason=reason,
+                         estimated=machine.estimated)  # fmt: skip
         job.save()
+
+
+def _runs(job: Job, pod_id: str) -> bool:
+    """Whether it costs something still; so it is taken where the provider does not say."""
+    try:
+        return job.provider.pod(pod_id).status in ("starting", "running")
+    except AtlasError:
+        return True
 
 
 def finish(job: Job, end: End) -> int:

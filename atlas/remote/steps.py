@@ -16,7 +16,7 @@ from atlas.errors import AtlasError
 from . import bundle, preflight, shell
 from .errors import OutOfStock, PriceRose, ProviderDown
 from .fetch import run_folder
-from .ledger import new_name
+from .ledger import bill, new_name
 from .preflight import money
 from .provider import Offer, Pod, PodSpec
 from .reach import PodLost, Way
@@ -100,9 +100,9 @@ def _not_made(job: Job, error: OutOfStock) -> None:
         machine.created = error.pod.created or machine.planned
         job.ledger.created(machine.name, error.pod, now)
         told = job.provider.cost(error.pod)
-        machine.cost = told if told is not None else job.state.running_cost(machine, now)
+        machine.cost, machine.estimated = bill(told, machine.price, machine.created, now, ran=True)
         job.ledger.ended(machine.name, now, cost=machine.cost, reason="price rose",
-                         estimated=told is None)  # fmt: skip
+                         estimated=machine.estimated)  # fmt: skip
         machine.ended = now
     else:
         job.state.machines.pop()
