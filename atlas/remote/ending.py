@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import threading
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from .follow import End, Follower
 from .ledger import bill, cost_unseen
 from .preflight import money
 from .reach import Ceiling, PodLost, Way
-from .state import KEY, Job, pod_of
+from .state import KEY, PACKED, Job, pod_of
 
 TRY_FOR = timedelta(hours=1)  # to write here, where no ceiling ends it sooner
 
@@ -139,6 +140,7 @@ def finish(job: Job, end: End) -> int:
     for name in (KEY, f"{KEY}.pub"):
         (job.folder / name).unlink(missing_ok=True)
     (job.folder / "stop").unlink(missing_ok=True)
+    shutil.rmtree(job.folder / PACKED, ignore_errors=True)
     job.save("ended")
     _bill(job)
     for folder in sorted((job.out / "wandb").glob("offline-run-*")):

@@ -22,6 +22,7 @@ from .provider import Clock, Offer, Pod, Provider
 
 Say = Callable[[str, str], None]
 FOLDER, FILE, LOG, KEY = ".remote", "job.json", "job.log", "key"
+PACKED = "sent"  # code and configuration, for each of the job's pods
 RESERVE_S, RESERVE = 60.0, 0.01  # of the ceiling, kept for ending the pod
 
 

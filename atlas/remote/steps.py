@@ -10,8 +10,10 @@ import tempfile
 from datetime import timedelta
 from pathlib import Path
 
+from atlas import config as configuration
 from atlas.config import Config
 from atlas.errors import AtlasError
+from atlas.files import building
 
 from . import bundle, preflight, shell
 from .errors import OutOfStock, PriceRose, ProviderDown
@@ -20,7 +22,7 @@ from .ledger import bill, new_name
 from .preflight import money
 from .provider import Offer, Pod, PodSpec
 from .reach import PodLost, Way
-from .state import KEY, LOG, Job, Machine
+from .state import KEY, LOG, PACKED, Job, Machine
 
 READY_WITHIN = timedelta(minutes=12)  # pulling a large image takes minutes
 SILENCE_S = 5400.0  # a laptop may sleep for an hour
@@ -190,7 +192,23 @@ def commands(job: Job) -> list[list[str]]:
     return [train, [*python, "atlas.cli", "evaluate", run, "--data", "data"]]
 
 
+def pack(job: Job) -> None:
+    """Hold code and configuration still: a later pod goes on with those of the first.
+
+    Whoever works on in the checkout meanwhile changes no run.
+    """
+    job.state.commit = bundle.commit()
+    with building(job.folder / PACKED) as folder:
+        bundle.make(folder)
+        (folder / "config.yaml").write_text(_asked(job).to_yaml())
+
+
 def resolved(job: Job) -> Config:
+    """Read the configuration that was packed."""
+    return configuration.load(job.folder / PACKED / "config.yaml")
+
+
+def _asked(job: Job) -> Config:
     """Read the configuration as `atlas train` does, with a process for each GPU that is paid."""
     config = preflight.resolve(job.state.request)
     gpus = job.state.request.gpus
@@ -213,12 +231,8 @@ def send(way: Way) -> None:
     """Send code, dataset and configuration, and the checkpoint of a run that goes on."""
     job = way.job
     job.save("send")
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        sent = bundle.make(folder)
-        (folder / "config.yaml").write_text(resolved(job).to_yaml())
-        for file in (*sent, "config.yaml"):
-            _push(way, folder / file, file)
+    for file in sorted((job.folder / PACKED).iterdir()):
+        _push(way, file, file.name)
     code = job.state.commit[:10] if job.state.commit else "the installed version"
     job.say("send", f"code ({code})")
     if job.state.request.data != Path():  # a check has none

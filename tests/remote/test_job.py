@@ -74,8 +74,10 @@ def test_a_failed_training_brings_home_what_it_wrote(local: Bench, end: str, lin
     assert nothing_left(local)
 
 
-def test_a_lost_pod_is_replaced_and_goes_on(local: Bench) -> None:
+def test_a_lost_pod_is_replaced_and_goes_on(local: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its folder is taken away in the middle; the next one begins at the fetched checkpoint."""
+    packed: list[Path] = []
+    monkeypatch.setattr("atlas.remote.bundle.make", packed.append)
 
     def lose() -> None:
         (pod,) = local.provider.pods()
@@ -87,6 +89,7 @@ def test_a_lost_pod_is_replaced_and_goes_on(local: Bench) -> None:
     assert begun[0] == 0 and begun[1] >= 1
     assert last_epoch(local.out) == 6
     assert len(json.loads((local.out / "remote.json").read_text())["pods"]) == 2
+    assert len(packed) == 1  # whatever became of the checkout, with the same code
     assert nothing_left(local)
 
 
