@@ -161,7 +161,7 @@ def _bill(job: Job) -> None:
     total = sum(m.cost or 0.0 for m in machines)
     most = " at most" if any(m.estimated for m in machines) else ""
     pods = f"{len(machines)} pods" if len(machines) != 1 else "1 pod"
-    job.say("bill", f"{money(total)}{most}, {pods}, terminated")
+    job.say("bill", f"{money(total)}{most}, {pods}, terminated" if machines else "no pod was made")
 
 
 def summary(job: Job) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from atlas.config import Config
 from atlas.errors import AtlasError
 from atlas.files import building
 
-from . import bundle, preflight, shell
-from .errors import OutOfStock, PriceRose, ProviderDown
+from . import bundle, keys, preflight, shell
+from .errors import NoBalance, OutOfStock, PriceRose, ProviderDown
 from .fetch import run_folder
 from .ledger import bill, new_name
 from .preflight import money
@@ -48,6 +48,9 @@ def create(job: Job) -> Pod:
             _not_made(job, error)
             reasons.append(str(error))
             job.say("create", f"{offer.gpu}: {error}")
+        except NoBalance as error:
+            _not_made(job, error)
+            raise
     raise OutOfStock("; ".join(dict.fromkeys(reasons)) or "no GPU is left in the list")
 
 
@@ -94,7 +97,7 @@ def _spec(job: Job, machine: Machine, seconds: float) -> PodSpec:
                    env, args, request.region, request.volume)  # fmt: skip
 
 
-def _not_made(job: Job, error: OutOfStock) -> None:
+def _not_made(job: Job, error: OutOfStock | NoBalance) -> None:
     """Close a planned pod that was not made, or was ended at once because of its price."""
     machine, now = job.state.machine, job.clock.now()
     if isinstance(error, PriceRose):
@@ -108,7 +111,8 @@ def _not_made(job: Job, error: OutOfStock) -> None:
         machine.ended = now
     else:
         job.state.machines.pop()
-        job.ledger.ended(machine.name, now, cost=0.0, reason="out of stock")
+        reason = "no balance" if isinstance(error, NoBalance) else "out of stock"
+        job.ledger.ended(machine.name, now, cost=0.0, reason=reason)
     job.save()
 
 
@@ -259,9 +263,9 @@ def install(way: Way) -> None:
 def start(way: Way) -> None:
     """Start the job, detached; keys go over standard input, and only if W&B is used."""
     job = way.job
-    key = os.environ.get("WANDB_API_KEY")
-    if key and resolved(job).logging.wandb == "online":
-        way.call("secret", stdin=json.dumps({"WANDB_API_KEY": key}).encode())
+    key = keys.find("WANDB_API_KEY") if resolved(job).logging.wandb == "online" else None
+    if key is not None:
+        way.call("secret", stdin=json.dumps({"WANDB_API_KEY": key.secret.reveal()}).encode())
     if not job.state.request.resume and not _resumes(job):
         _clear(job)
     way.call("start")

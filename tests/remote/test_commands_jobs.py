@@ -212,7 +212,9 @@ def test_check_refuses_before_it_spends(cloud: Double, monkeypatch: pytest.Monke
     monkeypatch.setattr("click.termui.visible_prompt_func", lambda text: "n")
     assert run_atlas("remote", "check").returncode == 1
     cloud.balance = 0.01
-    assert "balance" in one_line_error(run_atlas("remote", "check", "--yes"))
+    done = run_atlas("remote", "check", "--yes")
+    assert "balance" in one_line_error(done) and "no pod was made" in done.stderr
+    assert answer("list") == [] and answer("cost")["total"] == 0
     monkeypatch.setenv("RUNPOD_API_KEY", "rpa_WRONG")
     assert "RUNPOD_API_KEY" in one_line_error(run_atlas("remote", "check", "--yes"))
     assert not cloud.everything
