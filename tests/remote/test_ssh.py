@@ -50,6 +50,30 @@ def test_a_machine_that_does_not_answer_is_one_line(tmp_path: Path) -> None:
         Ssh(Impatient(), "127.0.0.1:9").account()
 
 
+SMI = {
+    "NVIDIA GeForce RTX 4090, 24564\nNVIDIA GeForce RTX 4090, 24564\n": ("RTX 4090", "high"),
+    "NVIDIA A100-SXM4-80GB, 81920\n": ("A100-SXM4-80GB", "none"),  # two are asked for
+    "NVIDIA GB10, [N/A]\nNVIDIA GB10, [N/A]\n": ("GB10", "high"),
+    "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver. Make sure that "
+    "the latest NVIDIA driver is installed, and running.\n\n": ("CPU", "high"),
+    "No devices were found\n": ("CPU", "high"),
+    "": ("CPU", "high"),
+}
+
+
+@pytest.mark.parametrize("said", SMI)
+def test_what_a_machine_has(said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Ssh, "_ask", lambda machine, line: said)
+    (offer,) = Ssh(Impatient(), "lab").offers(gpus=2)
+    assert (offer.gpu, offer.stock) == SMI[said]
+
+
+def test_a_shell_that_talks_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Ssh, "_ask", lambda machine, line: "Welcome to lab!\nme\n")
+    with pytest.raises(AtlasError, match="'Welcome to lab! me'.*bashrc"):
+        Ssh(Impatient(), "lab").account()
+
+
 def test_the_connection_drops_and_no_line_is_lost_or_doubled(
     there: Bench, lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
