@@ -121,8 +121,9 @@ def test_a_job_by_commands_alone(bench: Bench, lab: Lab) -> None:
     assert part["run"] == str(bench.out) and "checkpoints/last.ckpt" in part["pulled"]
     assert not (bench.out / "model.json").exists()
     go_on(bench)
-    followed = run_atlas("remote", "logs", bench.out, "--follow")
+    followed = run_atlas("remote", "logs", bench.out, "--follow", "--json")
     assert followed.returncode == 0 and "epoch 3" in followed.stderr
+    assert json.loads(followed.stdout) == {"run": str(bench.out), "exit": 0}
     assert followed.stderr.splitlines()[-1].endswith("trained and evaluated")
     assert (bench.out / "model.json").exists()
     assert answer("list") == [] and answer("pull", bench.out)["pulled"] == []
