@@ -72,8 +72,8 @@ class Ssh:
             raise AtlasError(f"--host {self.host}: {error}") from None
         if len(said) != 1:
             raise AtlasError(
-                f"--host {self.host}: its shell says more than it is asked ({' '.join(said)[:60]!r}); "
-                "let ~/.bashrc there print nothing where there is no terminal"
+                f"--host {self.host}: its shell says more than it is asked "
+                f"({' '.join(said)[:60]!r}); let ~/.bashrc there print nothing without a terminal"
             )
         return Account(said[0])
 

@@ -156,7 +156,7 @@ def _wandb_id(request: Request) -> str | None:
         return str(json.loads((request.out / "remote.json").read_text())["wandb"])
     except (OSError, ValueError, KeyError):
         found = sorted((request.out / "wandb").glob("*run-*-*"), key=lambda p: p.stat().st_mtime)
-        return found[-1].name.rpartition("-")[2] if found else None
+        return found[-1].name.partition("run-")[2].partition("-")[2] if found else None
 
 
 @contextmanager

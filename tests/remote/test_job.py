@@ -93,6 +93,22 @@ def test_a_lost_pod_is_replaced_and_goes_on(local: Bench, monkeypatch: pytest.Mo
     assert nothing_left(local)
 
 
+def test_wandb_goes_on_under_one_id_and_its_folder_comes_home(local: Bench) -> None:
+    run = f"run/{local.out.name}"
+    write = f"d={run}/wandb/offline-run-1-$WANDB_RUN_ID; mkdir -p $d {run}/checkpoints"
+    write += f"; echo x > $d/run.wandb; echo x > {run}/checkpoints/last.ckpt"
+    commands = [["sh", "-c", f"{write}; echo $WANDB_RUN_ID $WANDB_RESUME"]]
+    assert local.launch(commands) == 0 and local.launch(commands, resume=True) == 0
+    first, second = local.said("log")
+    assert first == second and first.endswith(" allow")
+    name = first.split()[0]
+    kept = local.out / "wandb" / f"offline-run-1-{name}"
+    assert (kept / "run.wandb").read_text() == "x\n"
+    assert local.said("wandb") == [f"send it to W&B with: wandb sync {kept}"] * 2
+    (local.out / "remote.json").unlink()
+    assert state._wandb_id(local.plan(resume=True).request) == name  # of a run that began here
+
+
 def test_ctrl_c_stops_the_pod_unless_told_otherwise(local: Bench) -> None:
     def interrupt() -> None:
         raise KeyboardInterrupt
