@@ -14,17 +14,21 @@ import pytest
 
 from atlas.data.dataset import Dataset
 from atlas.errors import AtlasError, OptionError
+from atlas.inference import Atlas
 from atlas.remote import job, plan, preflight
 from atlas.remote.local import Local
 from atlas.remote.pod import environment
 from atlas.remote.reach import Way
 from atlas.remote.ssh import Ssh, endpoint
+from atlas.web.app import create_app
+from atlas.web.library import find
 from tests.remote.jobs import Bench, Impatient, later, quicken
 from tests.remote.sshd import Lab, lab
 from tests.support import ROOT, run_atlas, spawn_atlas
 from tests.training.conftest import small
+from tests.web.conftest import client_of
 
-__all__ = ["lab", "small"]
+__all__ = ["client_of", "lab", "small"]
 
 
 @pytest.fixture
@@ -142,7 +146,7 @@ def run(bench: Bench, made: plan.Plan, commands: Any = None) -> int:
 
 @pytest.mark.slow
 def test_a_run_goes_there_and_back(
-    there: Bench, lab: Lab, small: Dataset, monkeypatch: pytest.MonkeyPatch
+    there: Bench, lab: Lab, small: Dataset, client_of: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Begun here, gone on with there, used here, gone on with here."""
     monkeypatch.setenv("ATLAS_REMOTE_PYTHON", sys.executable)
@@ -169,6 +173,11 @@ def test_a_run_goes_there_and_back(
     other = run_atlas("counterfactual", there.out, "--study", study, "--set", "n=80",
                       "--out", there.folder / "counter")  # fmt: skip
     assert other.returncode == 0, other.stderr
+    atlas, library = Atlas.load(there.out), find(there.out, None)
+    page = client_of(create_app(atlas, run=there.out, library=library))
+    assert page.get("/api/model").status_code == 200
+    found = page.get("/api/studies", params={"q": study}).json()["studies"]
+    assert study in {row["id"] for row in found}
     on = spawn_atlas("train", "smoke", "train.epochs=3", "train.threads=1", "--resume", "--force",
                      "--data", small.path, "--out", there.out, timeout=900)  # fmt: skip
     assert on.returncode == 0, on.stderr
