@@ -156,6 +156,8 @@ def logs(job: str, follow: bool, offset: int, as_json: bool) -> None:
 
     if follow:
         code = jobs.attach(folder, provider, desk.ledger, desk.clock, desk.say)
+        if as_json:
+            print_json({"run": str(folder), "exit": code})
         click.get_current_context().exit(code)
     text = jobs.log(folder, provider, desk.ledger, desk.clock, offset)
     end = offset + len(text)

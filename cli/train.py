@@ -46,8 +46,9 @@ def train(
     if remote is not None:
         from atlas.remote.plan import Request
 
+        # A client that takes the job up may be called in another folder.
         request = Request(
-            config, overrides, data, out, remote, resume=resume, force=force,
+            config, overrides, data.resolve(), out, remote, resume=resume, force=force,
             **{name: options[name] for name in _ASKED},
         )  # fmt: skip
         context.exit(

@@ -94,6 +94,7 @@ def _lock(source: Path) -> str:
     lock = source / "constraints" / "py311.txt"
     if (source / ".git").exists() and lock.is_file():
         return lock.read_text()
-    names = {d.metadata["Name"]: d.version for d in metadata.distributions()}
+    # Without what a build adds to its version: 2.13.0+cpu is on no index that pip asks there.
+    names = {d.metadata["Name"]: d.version.partition("+")[0] for d in metadata.distributions()}
     names.pop(DISTRIBUTION, None)
     return "".join(f"{name}=={version}\n" for name, version in sorted(names.items()))

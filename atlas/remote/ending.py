@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import threading
 from collections.abc import Iterator
@@ -16,25 +17,28 @@ from atlas.files import write_text
 from . import fetch
 from .errors import ProviderDown
 from .follow import End, Follower
-from .ledger import cost_unseen
+from .ledger import bill, cost_unseen
 from .preflight import money
 from .reach import Ceiling, PodLost, Way
-from .state import KEY, Job, pod_of
+from .state import KEY, PACKED, Job, pod_of
 
 TRY_FOR = timedelta(hours=1)  # to write here, where no ceiling ends it sooner
 
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Let no Ctrl-C keep a pod from being ended."""
+    """Let no Ctrl-C, SIGTERM or closed terminal keep a pod from being ended."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    wishes = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    # Not SIG_IGN, which processes that are started meanwhile would inherit.
+    before = {number: signal.signal(number, lambda *_: None) for number in wishes}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def bring_home(way: Way) -> list[str]:
@@ -46,12 +50,12 @@ def bring_home(way: Way) -> list[str]:
         What keeps it from being written here, when the time for trying is over.
     """
     job, since = way.job, way.job.clock.now()
-    job.save("fetch")
     machine = job.state.machine
     end = job.state.end_of(machine) or since + TRY_FOR
     told = False
     while True:
         try:
+            job.save("fetch")
             names = fetch.everything(way)
         except (PodLost, Ceiling):
             raise
@@ -103,16 +107,27 @@ def end_pod(job: Job, reason: str) -> None:
             machine.id, machine.price = found[0].id, found[0].price
             machine.created = found[0].created or machine.planned
             job.ledger.created(machine.name, found[0], job.clock.now())
+        ran = _runs(job, machine.id)
         job.provider.terminate(machine.id)
         now = job.clock.now()
         try:
             told = job.provider.cost(pod_of(machine))
         except ProviderDown:
             told = None
-        cost = told if told is not None else job.state.running_cost(machine, now)
-        machine.cost, machine.ended, machine.estimated = cost, now, told is None
-        job.ledger.ended(machine.name, now, cost=cost, reason=reason, estimated=told is None)
+        begun = machine.created or machine.planned
+        machine.cost, machine.estimated = bill(told, machine.price, begun, now, ran=ran)
+        machine.ended = now
+        job.ledger.ended(machine.name, now, cost=machine.cost, reason=reason,
+                         estimated=machine.estimated)  # fmt: skip
         job.save()
+
+
+def _runs(job: Job, pod_id: str) -> bool:
+    """Whether it costs something still; so it is taken where the provider does not say."""
+    try:
+        return job.provider.pod(pod_id).status in ("starting", "running")
+    except AtlasError:
+        return True
 
 
 def finish(job: Job, end: End) -> int:
@@ -125,6 +140,7 @@ def finish(job: Job, end: End) -> int:
     for name in (KEY, f"{KEY}.pub"):
         (job.folder / name).unlink(missing_ok=True)
     (job.folder / "stop").unlink(missing_ok=True)
+    shutil.rmtree(job.folder / PACKED, ignore_errors=True)
     job.save("ended")
     _bill(job)
     for folder in sorted((job.out / "wandb").glob("offline-run-*")):
@@ -145,7 +161,7 @@ def _bill(job: Job) -> None:
     total = sum(m.cost or 0.0 for m in machines)
     most = " at most" if any(m.estimated for m in machines) else ""
     pods = f"{len(machines)} pods" if len(machines) != 1 else "1 pod"
-    job.say("bill", f"{money(total)}{most}, {pods}, terminated")
+    job.say("bill", f"{money(total)}{most}, {pods}, terminated" if machines else "no pod was made")
 
 
 def summary(job: Job) -> dict[str, Any]:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from atlas.errors import AtlasError
+
 from . import fetch, plan
 from .preflight import money
-from .reach import Way
+from .reach import Ceiling, PodLost, Way
 from .state import LOG
 
 POLL_S = 3.0
@@ -32,7 +36,7 @@ class Follower:
         self.way, self.job = way, way.job
         self._kept: str | None = None
         self._next = self.job.clock.now()
-        self._over = False
+        self._over = self._told = False
 
     def to_the_end(self) -> End:
         """Follow; every look is a sign of life to the pod's watchdog."""
@@ -45,7 +49,8 @@ class Follower:
     def look(self) -> End | None:
         """Look once: new lines, a new checkpoint, the end."""
         told = self.way.ask("status")
-        self.log(told["log"], told["exit"] is not None or told["lost"])
+        with self._going_on(OSError):
+            self.log(told["log"], told["exit"] is not None or told["lost"])
         if told["lost"] or told["exit"] is not None:
             return self._end(told)
         self._checkpoint(told)
@@ -54,6 +59,18 @@ class Follower:
         if self._over or (self.job.folder / "stop").exists():  # by another client
             self.way.call("stop")
         return None
+
+    @contextmanager
+    def _going_on(self, *failures: type[Exception]) -> Iterator[None]:
+        """Say once what cannot be written here now: no reason to end the job, a later look may."""
+        try:
+            yield
+        except (PodLost, Ceiling):
+            raise
+        except failures as error:
+            if not self._told:
+                self._told = True
+                self.job.say("fetch", f"not written here yet, the job goes on: {error}")
 
     def _end(self, told: dict) -> End:
         code = 137 if told["lost"] else int(told["exit"])
@@ -112,8 +129,10 @@ class Follower:
         now = self.job.clock.now()
         if not told["kept"] or told["kept"] == self._kept or now < self._next:
             return
-        names = fetch.checkpoint(self.way)
-        self._kept = told["kept"]
+        names: list[str] = []
+        with self._going_on(AtlasError, OSError):
+            names = fetch.checkpoint(self.way)
+            self._kept = told["kept"]
         took = (self.job.clock.now() - now).total_seconds()
         self._next = self.job.clock.now() + timedelta(seconds=max(PULL_S, took / PULL_SHARE))
         if "checkpoints/last.ckpt" in names:

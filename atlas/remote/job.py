@@ -60,6 +60,7 @@ def launch(
             (job.folder / old).unlink(missing_ok=True)
         for hosts in job.folder.glob("known_hosts-*"):
             hosts.unlink()
+        steps.pack(job)  # before anything is created: it may fail
         job.save("create")
         return _lead(job, ask or _ask_terminal)
 
@@ -257,6 +258,7 @@ def check(
     job = state.begin(plan, provider, ledger, clock, say, IMAGE if provider.bills else "")
     job.state.offers, job.state.probed = [offer], True
     job.state.commands = [["{python}", "-m", "atlas.cli", "doctor"]]
+    steps.pack(job)
     job.save("create")
     code = _lead(job, lambda _: "stop")
     if code:

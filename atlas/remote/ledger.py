@@ -25,6 +25,7 @@ from .provider import Clock, Pod, Provider
 
 OURS = re.compile(r"atlas-[a-z0-9-]+-[0-9a-f]{8}")
 GRACE = timedelta(minutes=15)  # a create call that nobody finished by then was never carried out
+BOOKED = timedelta(minutes=1)  # a bill that lacks more than this lags behind
 ALONE = timedelta(hours=1)  # a pod that no client has reached has ended itself by then
 
 
@@ -233,8 +234,9 @@ def _close(ledger: Ledger, entry: Entry, provider: Provider, clock: Clock) -> En
         if pod.status != "gone":
             return None
         told = provider.cost(replace(pod, created=entry.created, price=entry.price))
-        cost = told if told is not None else cost_at_most(entry, now)
-        closed = replace(entry, ended=now, cost=cost, estimated=told is None, reason="gone")
+        begun = entry.created or entry.planned
+        cost, computed = bill(told, entry.price, begun, now, ran=False)
+        closed = replace(entry, ended=now, cost=cost, estimated=computed, reason="gone")
     ledger.ended(
         closed.name, now, cost=closed.cost, estimated=closed.estimated, reason=closed.reason
     )
@@ -252,6 +254,20 @@ def cost_unseen(price: float, planned: datetime, now: datetime) -> float:
     It was never made, or has ended itself because no client came.
     """
     return dollars(price, planned, min(now, planned + ALONE))
+
+
+def bill(
+    told: float | None, price: float, begun: datetime, now: datetime, *, ran: bool
+) -> tuple[float, bool]:
+    """Return USD of a pod that is gone now, and whether they are computed, and so at most these.
+
+    The provider books every few minutes. What it tells of a pod that `ran` until now and is well
+    below price and time is not the whole.
+    """
+    most = dollars(price, begun, now)
+    if told is None or (ran and told < most - dollars(price, now, now + BOOKED)):
+        return most, price > 0
+    return told, False
 
 
 def dollars(price: float, begun: datetime, until: datetime) -> float:

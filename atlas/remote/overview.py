@@ -14,7 +14,7 @@ from typing import Any
 from atlas.errors import AtlasError
 
 from . import keys, state
-from .ledger import Entry, Ledger, Reconciled, cost_at_most, dollars, reconcile
+from .ledger import Entry, Ledger, Reconciled, bill, cost_at_most, dollars, reconcile
 from .provider import Clock, Pod, Provider
 
 Connect = Callable[[str, Entry | None], Provider]
@@ -140,15 +140,13 @@ def end(provider: Provider, ledger: Ledger, clock: Clock, pod_id: str, reason: s
     entry = next((e for e in ledger.entries() if e.pod == pod_id), None)
     if entry is not None and not entry.open:
         return entry.cost
-    told = provider.cost(pod)
     now = clock.now()
-    cost = told
-    if cost is None:
-        begun = entry.created if entry else pod.created
-        price = entry.price if entry else pod.price
-        cost = dollars(price, begun or now, now)
+    begun = (entry.created if entry else pod.created) or now
+    price = entry.price if entry else pod.price
+    ran = pod.status in ("starting", "running")
+    cost, computed = bill(provider.cost(pod), price, begun, now, ran=ran)
     name = entry.name if entry else pod.name
-    ledger.ended(name, now, cost=cost, reason=reason, estimated=told is None,
+    ledger.ended(name, now, cost=cost, reason=reason, estimated=computed,
                  pod=None if entry else pod_id)  # fmt: skip
     return cost
 

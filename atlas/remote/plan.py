@@ -98,6 +98,7 @@ def make(request: Request, provider: Provider) -> Plan:
         shell.require_tools()
     config = preflight.resolve(request)
     preflight.check_out(request, config)
+    preflight.check_wandb(config, provider.bills)
     data = datasets.read(request.data)
     commit, changed, untracked = preflight.tree()
     size = sum(p.stat().st_size for p in request.data.rglob("*") if p.is_file())

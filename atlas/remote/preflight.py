@@ -11,6 +11,7 @@ from atlas import config as configuration
 from atlas.config import Config
 from atlas.errors import AtlasError
 
+from . import keys
 from .errors import OutOfStock
 from .provider import Offer
 
@@ -70,6 +71,14 @@ def _named(name: str, offers: Sequence[Offer]) -> list[Offer]:
 
 def _priced(offers: Sequence[Offer]) -> str:
     return ", ".join(f"{o.gpu} ({money(o.price)}/h)" for o in offers)
+
+
+def check_wandb(config: Config, bills: bool) -> None:
+    """Refuse a run for W&B that a rented pod could not log in for."""
+    if bills and config.logging.wandb == "online" and keys.find("WANDB_API_KEY") is None:
+        raise AtlasError(
+            "logging.wandb=online: no WANDB_API_KEY here; set it, or take logging.wandb=offline"
+        )
 
 
 def check_disk(request: Request, bills: bool, size: int, disk: int) -> None:

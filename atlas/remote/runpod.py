@@ -167,7 +167,12 @@ class RunPod:
 
     def cost(self, pod: Pod) -> float | None:
         """USD that RunPod has billed; it may lag behind by minutes."""
-        return self._try(lambda: self._transport.billed(pod))
+        try:
+            return self._try(lambda: self._transport.billed(pod))
+        except ProviderDown:
+            raise
+        except AtlasError:  # a key that may make pods need not be one that may read bills
+            return None
 
     def shell(self, pod: Pod, key: Path, known_hosts: Path) -> AbstractContextManager[Shell]:
         """SSH to the pod's own sshd (the provider's proxy carries no files)."""

@@ -24,8 +24,9 @@ JOBS, _ABOUT = ".atlas/jobs", "pod.json"
 _HOST = re.compile(
     r"(?:(?P<user>[^@\s-][^@\s]*)@)?(?P<host>[\w.][\w.-]*|\[[0-9a-fA-F:]+\])(?::(?P<port>\d+))?"
 )
-_LIST = f"cat {JOBS}/atlas-*/{_ABOUT} 2>/dev/null || true"
+_LIST = f"for f in {JOBS}/atlas-*/{_ABOUT}; do [ ! -f $f ] || {{ cat $f; echo; }}; done"
 _GPU = "nvidia-smi --query-gpu=name,memory.total --format=csv,noheader,nounits 2>/dev/null || true"
+_ROW = re.compile(r"([^,]+), *(\d+|\[N/A\])")  # what it says without a driver is none
 # Out of sight at once, then file by file: what still ends in the folder may write a last file. Also
 # what a client that was killed here had left.
 _END = f"""cd {JOBS} 2>/dev/null || exit 0
@@ -66,19 +67,25 @@ class Ssh:
     def account(self) -> Account:
         """Log in."""
         try:
-            return Account(self._ask("id -un").strip())
+            said = self._ask("id -un").split()
         except ProviderDown as error:
             raise AtlasError(f"--host {self.host}: {error}") from None
+        if len(said) != 1:
+            raise AtlasError(
+                f"--host {self.host}: its shell says more than it is asked "
+                f"({' '.join(said)[:60]!r}); let ~/.bashrc there print nothing without a terminal"
+            )
+        return Account(said[0])
 
     def offers(self, gpus: int = 1) -> list[Offer]:
         """Offer the machine's GPUs, or its CPU."""
-        lines = self._ask(_GPU).strip().splitlines()
-        if not lines:
+        rows = [row for line in self._ask(_GPU).splitlines() if (row := _ROW.fullmatch(line))]
+        if not rows:
             return [Offer("CPU", "cpu", 0.0, 0.0, "high")]
-        name, _, memory = lines[0].partition(",")
-        stock: Any = "high" if len(lines) >= gpus else "none"
-        short = name.strip().removeprefix("NVIDIA ").removeprefix("GeForce ")
-        return [Offer(short, name.strip(), float(memory) / 1024, 0.0, stock)]
+        name, memory = rows[0][1].strip(), rows[0][2]
+        stock: Any = "high" if len(rows) >= gpus else "none"
+        short = name.removeprefix("NVIDIA ").removeprefix("GeForce ")
+        return [Offer(short, name, float(memory) / 1024 if memory.isdigit() else 0.0, 0.0, stock)]
 
     def create(self, spec: PodSpec) -> Pod:
         """Make the job's folder there."""
@@ -96,11 +103,10 @@ class Ssh:
 
     def pods(self) -> list[Pod]:
         """Every job's folder on the machine."""
-        text, decoder, found = self._ask(_LIST).strip(), json.JSONDecoder(), []
-        while text:
-            about, end = decoder.raw_decode(text)
-            found.append(self._pod(about))
-            text = text[end:].strip()
+        found = []
+        for line in self._ask(_LIST).splitlines():
+            with suppress(ValueError):  # a folder that was never finished
+                found.append(self._pod(json.loads(line)))
         return found
 
     def _pod(self, about: dict[str, Any]) -> Pod:

@@ -22,6 +22,7 @@ from .provider import Clock, Offer, Pod, Provider
 
 Say = Callable[[str, str], None]
 FOLDER, FILE, LOG, KEY = ".remote", "job.json", "job.log", "key"
+PACKED = "sent"  # code and configuration, for each of the job's pods
 RESERVE_S, RESERVE = 60.0, 0.01  # of the ceiling, kept for ending the pod
 
 
@@ -155,7 +156,7 @@ def _wandb_id(request: Request) -> str | None:
         return str(json.loads((request.out / "remote.json").read_text())["wandb"])
     except (OSError, ValueError, KeyError):
         found = sorted((request.out / "wandb").glob("*run-*-*"), key=lambda p: p.stat().st_mtime)
-        return found[-1].name.rpartition("-")[2] if found else None
+        return found[-1].name.partition("run-")[2].partition("-")[2] if found else None
 
 
 @contextmanager

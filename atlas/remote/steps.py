@@ -10,17 +10,19 @@ import tempfile
 from datetime import timedelta
 from pathlib import Path
 
+from atlas import config as configuration
 from atlas.config import Config
 from atlas.errors import AtlasError
+from atlas.files import building
 
-from . import bundle, preflight, shell
-from .errors import OutOfStock, PriceRose, ProviderDown
+from . import bundle, keys, preflight, shell
+from .errors import NoBalance, OutOfStock, PriceRose, ProviderDown
 from .fetch import run_folder
-from .ledger import new_name
+from .ledger import bill, new_name
 from .preflight import money
 from .provider import Offer, Pod, PodSpec
 from .reach import PodLost, Way
-from .state import KEY, LOG, Job, Machine
+from .state import KEY, LOG, PACKED, Job, Machine
 
 READY_WITHIN = timedelta(minutes=12)  # pulling a large image takes minutes
 SILENCE_S = 5400.0  # a laptop may sleep for an hour
@@ -46,6 +48,9 @@ def create(job: Job) -> Pod:
             _not_made(job, error)
             reasons.append(str(error))
             job.say("create", f"{offer.gpu}: {error}")
+        except NoBalance as error:
+            _not_made(job, error)
+            raise
     raise OutOfStock("; ".join(dict.fromkeys(reasons)) or "no GPU is left in the list")
 
 
@@ -92,7 +97,7 @@ def _spec(job: Job, machine: Machine, seconds: float) -> PodSpec:
                    env, args, request.region, request.volume)  # fmt: skip
 
 
-def _not_made(job: Job, error: OutOfStock) -> None:
+def _not_made(job: Job, error: OutOfStock | NoBalance) -> None:
     """Close a planned pod that was not made, or was ended at once because of its price."""
     machine, now = job.state.machine, job.clock.now()
     if isinstance(error, PriceRose):
@@ -100,13 +105,14 @@ def _not_made(job: Job, error: OutOfStock) -> None:
         machine.created = error.pod.created or machine.planned
         job.ledger.created(machine.name, error.pod, now)
         told = job.provider.cost(error.pod)
-        machine.cost = told if told is not None else job.state.running_cost(machine, now)
+        machine.cost, machine.estimated = bill(told, machine.price, machine.created, now, ran=True)
         job.ledger.ended(machine.name, now, cost=machine.cost, reason="price rose",
-                         estimated=told is None)  # fmt: skip
+                         estimated=machine.estimated)  # fmt: skip
         machine.ended = now
     else:
         job.state.machines.pop()
-        job.ledger.ended(machine.name, now, cost=0.0, reason="out of stock")
+        reason = "no balance" if isinstance(error, NoBalance) else "out of stock"
+        job.ledger.ended(machine.name, now, cost=0.0, reason=reason)
     job.save()
 
 
@@ -190,7 +196,23 @@ def commands(job: Job) -> list[list[str]]:
     return [train, [*python, "atlas.cli", "evaluate", run, "--data", "data"]]
 
 
+def pack(job: Job) -> None:
+    """Hold code and configuration still: a later pod goes on with those of the first.
+
+    Whoever works on in the checkout meanwhile changes no run.
+    """
+    job.state.commit = bundle.commit()
+    with building(job.folder / PACKED) as folder:
+        bundle.make(folder)
+        (folder / "config.yaml").write_text(_asked(job).to_yaml())
+
+
 def resolved(job: Job) -> Config:
+    """Read the configuration that was packed."""
+    return configuration.load(job.folder / PACKED / "config.yaml")
+
+
+def _asked(job: Job) -> Config:
     """Read the configuration as `atlas train` does, with a process for each GPU that is paid."""
     config = preflight.resolve(job.state.request)
     gpus = job.state.request.gpus
@@ -213,12 +235,8 @@ def send(way: Way) -> None:
     """Send code, dataset and configuration, and the checkpoint of a run that goes on."""
     job = way.job
     job.save("send")
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        sent = bundle.make(folder)
-        (folder / "config.yaml").write_text(resolved(job).to_yaml())
-        for file in (*sent, "config.yaml"):
-            _push(way, folder / file, file)
+    for file in sorted((job.folder / PACKED).iterdir()):
+        _push(way, file, file.name)
     code = job.state.commit[:10] if job.state.commit else "the installed version"
     job.say("send", f"code ({code})")
     if job.state.request.data != Path():  # a check has none
@@ -245,9 +263,9 @@ def install(way: Way) -> None:
 def start(way: Way) -> None:
     """Start the job, detached; keys go over standard input, and only if W&B is used."""
     job = way.job
-    key = os.environ.get("WANDB_API_KEY")
-    if key and resolved(job).logging.wandb == "online":
-        way.call("secret", stdin=json.dumps({"WANDB_API_KEY": key}).encode())
+    key = keys.find("WANDB_API_KEY") if resolved(job).logging.wandb == "online" else None
+    if key is not None:
+        way.call("secret", stdin=json.dumps({"WANDB_API_KEY": key.secret.reveal()}).encode())
     if not job.state.request.resume and not _resumes(job):
         _clear(job)
     way.call("start")

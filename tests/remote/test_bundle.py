@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -100,3 +101,12 @@ def test_this_environment_is_known_to_lack_nothing(tmp_path: Path) -> None:
     (tmp_path / environment.REQUIRED).write_text("no-such-package>=1\n")
     with pytest.raises(SystemExit, match="lacks no-such-package"):
         environment._given(root, sys.executable)
+
+
+def test_the_versions_of_a_wheel_are_those_of_an_index(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A laptop's torch is 2.13.0+cpu; the pod's pip finds 2.13.0."""
+    built = SimpleNamespace(metadata={"Name": "torch"}, version="2.13.0+cpu")
+    monkeypatch.setattr(bundle.metadata, "distributions", lambda: [built])
+    assert bundle._lock(tmp_path) == "torch==2.13.0\n"

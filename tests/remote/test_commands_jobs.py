@@ -121,8 +121,9 @@ def test_a_job_by_commands_alone(bench: Bench, lab: Lab) -> None:
     assert part["run"] == str(bench.out) and "checkpoints/last.ckpt" in part["pulled"]
     assert not (bench.out / "model.json").exists()
     go_on(bench)
-    followed = run_atlas("remote", "logs", bench.out, "--follow")
+    followed = run_atlas("remote", "logs", bench.out, "--follow", "--json")
     assert followed.returncode == 0 and "epoch 3" in followed.stderr
+    assert json.loads(followed.stdout) == {"run": str(bench.out), "exit": 0}
     assert followed.stderr.splitlines()[-1].endswith("trained and evaluated")
     assert (bench.out / "model.json").exists()
     assert answer("list") == [] and answer("pull", bench.out)["pulled"] == []
@@ -212,7 +213,9 @@ def test_check_refuses_before_it_spends(cloud: Double, monkeypatch: pytest.Monke
     monkeypatch.setattr("click.termui.visible_prompt_func", lambda text: "n")
     assert run_atlas("remote", "check").returncode == 1
     cloud.balance = 0.01
-    assert "balance" in one_line_error(run_atlas("remote", "check", "--yes"))
+    done = run_atlas("remote", "check", "--yes")
+    assert "balance" in one_line_error(done) and "no pod was made" in done.stderr
+    assert answer("list") == [] and answer("cost")["total"] == 0
     monkeypatch.setenv("RUNPOD_API_KEY", "rpa_WRONG")
     assert "RUNPOD_API_KEY" in one_line_error(run_atlas("remote", "check", "--yes"))
     assert not cloud.everything

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from atlas.errors import AtlasError
-from atlas.remote import ending, fetch, job
+from atlas.remote import ending, fetch, job, state
 from atlas.remote.errors import CommandFailed
 from atlas.remote.pod import watchdog
 from atlas.remote.shell import LocalShell
@@ -73,8 +74,10 @@ def test_a_failed_training_brings_home_what_it_wrote(local: Bench, end: str, lin
     assert nothing_left(local)
 
 
-def test_a_lost_pod_is_replaced_and_goes_on(local: Bench) -> None:
+def test_a_lost_pod_is_replaced_and_goes_on(local: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its folder is taken away in the middle; the next one begins at the fetched checkpoint."""
+    packed: list[Path] = []
+    monkeypatch.setattr("atlas.remote.bundle.make", packed.append)
 
     def lose() -> None:
         (pod,) = local.provider.pods()
@@ -86,7 +89,24 @@ def test_a_lost_pod_is_replaced_and_goes_on(local: Bench) -> None:
     assert begun[0] == 0 and begun[1] >= 1
     assert last_epoch(local.out) == 6
     assert len(json.loads((local.out / "remote.json").read_text())["pods"]) == 2
+    assert len(packed) == 1  # whatever became of the checkout, with the same code
     assert nothing_left(local)
+
+
+def test_wandb_goes_on_under_one_id_and_its_folder_comes_home(local: Bench) -> None:
+    run = f"run/{local.out.name}"
+    write = f"d={run}/wandb/offline-run-1-$WANDB_RUN_ID; mkdir -p $d {run}/checkpoints"
+    write += f"; echo x > $d/run.wandb; echo x > {run}/checkpoints/last.ckpt"
+    commands = [["sh", "-c", f"{write}; echo $WANDB_RUN_ID $WANDB_RESUME"]]
+    assert local.launch(commands) == 0 and local.launch(commands, resume=True) == 0
+    first, second = local.said("log")
+    assert first == second and first.endswith(" allow")
+    name = first.split()[0]
+    kept = local.out / "wandb" / f"offline-run-1-{name}"
+    assert (kept / "run.wandb").read_text() == "x\n"
+    assert local.said("wandb") == [f"send it to W&B with: wandb sync {kept}"] * 2
+    (local.out / "remote.json").unlink()
+    assert state._wandb_id(local.plan(resume=True).request) == name  # of a run that began here
 
 
 def test_ctrl_c_stops_the_pod_unless_told_otherwise(local: Bench) -> None:
@@ -288,6 +308,50 @@ def test_a_full_disk_here_keeps_the_pod_until_there_is_room(
     assert local.launch() == 0
     assert any("disk here is full" in text for text in local.said("fetch"))
     assert (local.out / "model.json").exists()
+
+
+def test_a_full_disk_here_does_not_end_a_training(
+    local: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a checkpoint nor the job's own state can be written for a while."""
+    checkpoint, save, full = fetch.checkpoint, state.write_text, [2, 2]
+
+    def fetched(way: Any) -> list[str]:
+        if full[0]:
+            full[0] -= 1
+            raise AtlasError("the disk here is full")
+        (pod,) = local.provider.pods()
+        local.provider.shell(pod, Path(), Path()).run(["touch", "seen"])
+        return checkpoint(way)
+
+    def saved(path: Path, text: str) -> None:
+        if '"step": "fetch"' in text and full[1]:
+            full[1] -= 1
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(path, text)
+
+    monkeypatch.setattr(fetch, "checkpoint", fetched)
+    monkeypatch.setattr(state, "write_text", saved)
+    assert local.launch(local.commands(end="when seen")) == 0
+    assert full == [0, 0] and (local.out / "model.json").exists()
+    assert any("the job goes on: the disk here is full" in t for t in local.said("fetch"))
+    assert nothing_left(local)
+
+
+def test_no_signal_keeps_a_pod_from_being_ended() -> None:
+    def tell(*_: object) -> None:
+        raise job.Told
+
+    before = signal.signal(signal.SIGTERM, tell)
+    try:
+        with ending.uninterrupted():
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                os.kill(os.getpid(), number)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_what_cannot_be_installed_is_one_line_and_no_pod_stays(

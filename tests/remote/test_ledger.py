@@ -15,6 +15,7 @@ import pytest
 
 from atlas.errors import AtlasError
 from atlas.remote import ledger as ledgers
+from atlas.remote import overview
 from atlas.remote.ledger import GRACE, Ledger, cost_unseen, new_name, reconcile
 from atlas.remote.provider import Pod, PodSpec
 from atlas.remote.runpod import RunPod, connect
@@ -199,3 +200,26 @@ def test_a_pod_that_vanished_is_closed_with_the_providers_bill(ledger: Ledger) -
     (ended,) = reconcile(ledger, provider, double.clock).ended
     assert ended.cost == pytest.approx(0.25 * 600 / 3600) == pytest.approx(double.total())
     assert reconcile(ledger, provider, double.clock).ended == ()
+
+
+def test_a_bill_that_lags_behind_is_not_taken_for_the_whole(ledger: Ledger) -> None:
+    double = Double()
+    provider = _provider(double)
+    pod = _create(provider, ledger, double)
+    double.clock.advance(600)
+    true = double.bill(pod.id)
+    double.bill = lambda pod: true / 2  # type: ignore[method-assign]
+    overview.end(provider, ledger, double.clock, pod.id, "stopped")
+    (entry,) = ledger.entries()
+    assert entry.cost == pytest.approx(true) and entry.estimated
+
+
+def test_a_key_that_may_read_no_bills_ends_pods_all_the_same(ledger: Ledger) -> None:
+    double = Double(faults=Faults([Fault("unauthorized", "billing", times=99)]))
+    provider = _provider(double)
+    pod = _create(provider, ledger, double)
+    double.clock.advance(600)
+    overview.end(provider, ledger, double.clock, pod.id, "stopped")
+    (entry,) = ledger.entries()
+    assert entry.cost == pytest.approx(double.bill(pod.id)) and entry.estimated
+    assert not entry.open and not double.running()

@@ -28,6 +28,7 @@ def account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Double]
     monkeypatch.setenv("ATLAS_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.setenv("RUNPOD_API_KEY", API_KEY)
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setattr(preflight, "tree", lambda: ("0" * 40, 2, ("notes.txt",)))
     monkeypatch.chdir(tmp_path)
     double = Double(RealClock())
@@ -79,6 +80,7 @@ REFUSED = {
     "no ceiling": ((), 2, "--max-cost: --remote runpod needs one"),
     "unknown GPU": (("--gpu", "RTX 9000", "--max-cost", 5), 1, "RTX 4090 ($0.69/h)"),
     "low ceiling": (("--gpu", "RTX 4090", "--max-cost", 0.02), 1, "above the ceiling of $0.02"),
+    "no key of W&B": (("logging.wandb=online", "--max-cost", 5), 1, "no WANDB_API_KEY here"),
     "few hours": (("--max-cost", 5, "--gpu", "RTX 4090", "--max-hours", 0.1), 1, "--max-hours 0.1"),
     "region": (("--gpu", "L40S", "--region", "EU", "--max-cost", 5), 1, "they are in US-KS-2"),
 }  # fmt: skip

@@ -14,17 +14,21 @@ import pytest
 
 from atlas.data.dataset import Dataset
 from atlas.errors import AtlasError, OptionError
+from atlas.inference import Atlas
 from atlas.remote import job, plan, preflight
 from atlas.remote.local import Local
 from atlas.remote.pod import environment
 from atlas.remote.reach import Way
 from atlas.remote.ssh import Ssh, endpoint
+from atlas.web.app import create_app
+from atlas.web.library import find
 from tests.remote.jobs import Bench, Impatient, later, quicken
 from tests.remote.sshd import Lab, lab
 from tests.support import ROOT, run_atlas, spawn_atlas
 from tests.training.conftest import small
+from tests.web.conftest import client_of
 
-__all__ = ["lab", "small"]
+__all__ = ["client_of", "lab", "small"]
 
 
 @pytest.fixture
@@ -48,6 +52,30 @@ def test_how_a_machine_is_written() -> None:
 def test_a_machine_that_does_not_answer_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(AtlasError, match=r"--host 127.0.0.1:9: .*refused"):
         Ssh(Impatient(), "127.0.0.1:9").account()
+
+
+SMI = {
+    "NVIDIA GeForce RTX 4090, 24564\nNVIDIA GeForce RTX 4090, 24564\n": ("RTX 4090", "high"),
+    "NVIDIA A100-SXM4-80GB, 81920\n": ("A100-SXM4-80GB", "none"),  # two are asked for
+    "NVIDIA GB10, [N/A]\nNVIDIA GB10, [N/A]\n": ("GB10", "high"),
+    "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver. Make sure that "
+    "the latest NVIDIA driver is installed, and running.\n\n": ("CPU", "high"),
+    "No devices were found\n": ("CPU", "high"),
+    "": ("CPU", "high"),
+}
+
+
+@pytest.mark.parametrize("said", SMI)
+def test_what_a_machine_has(said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Ssh, "_ask", lambda machine, line: said)
+    (offer,) = Ssh(Impatient(), "lab").offers(gpus=2)
+    assert (offer.gpu, offer.stock) == SMI[said]
+
+
+def test_a_shell_that_talks_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Ssh, "_ask", lambda machine, line: "Welcome to lab!\nme\n")
+    with pytest.raises(AtlasError, match="'Welcome to lab! me'.*bashrc"):
+        Ssh(Impatient(), "lab").account()
 
 
 def test_the_connection_drops_and_no_line_is_lost_or_doubled(
@@ -118,7 +146,7 @@ def run(bench: Bench, made: plan.Plan, commands: Any = None) -> int:
 
 @pytest.mark.slow
 def test_a_run_goes_there_and_back(
-    there: Bench, lab: Lab, small: Dataset, monkeypatch: pytest.MonkeyPatch
+    there: Bench, lab: Lab, small: Dataset, client_of: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Begun here, gone on with there, used here, gone on with here."""
     monkeypatch.setenv("ATLAS_REMOTE_PYTHON", sys.executable)
@@ -145,6 +173,11 @@ def test_a_run_goes_there_and_back(
     other = run_atlas("counterfactual", there.out, "--study", study, "--set", "n=80",
                       "--out", there.folder / "counter")  # fmt: skip
     assert other.returncode == 0, other.stderr
+    atlas, library = Atlas.load(there.out), find(there.out, None)
+    page = client_of(create_app(atlas, run=there.out, library=library))
+    assert page.get("/api/model").status_code == 200
+    found = page.get("/api/studies", params={"q": study}).json()["studies"]
+    assert study in {row["id"] for row in found}
     on = spawn_atlas("train", "smoke", "train.epochs=3", "train.threads=1", "--resume", "--force",
                      "--data", small.path, "--out", there.out, timeout=900)  # fmt: skip
     assert on.returncode == 0, on.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 
 from atlas.remote.pod import files, runner, watchdog
+from tests.support import skip
 
 
 def root_with(tmp_path: Path, **job: Any) -> str:
@@ -131,6 +133,26 @@ def test_the_process_watches_by_itself(tmp_path: Path) -> None:
     job = subprocess.Popen(["sleep", "100"], env={**os.environ, watchdog.MARK: root})
     assert job.wait(20) == -15
     assert files.read(root, files.VERDICT) == "ceiling"
+
+
+def test_a_full_disk_does_not_end_the_watch(tmp_path: Path) -> None:
+    """Neither its log nor the verdict can be written; the job is ended all the same."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
+    if os.getuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
+        skip("cannot mount a small file system here")
+    try:
+        root = root_with(disk, seconds=1.5, grace=0)
+        (disk / "pod").symlink_to(Path(watchdog.__file__).parent)
+        subprocess.run([sys.executable, "-m", "pod.runner", "arm"], cwd=root, check=True)
+        job = subprocess.Popen(["sleep", "100"], env={**os.environ, watchdog.MARK: root})
+        with contextlib.suppress(OSError), (disk / "filler").open("wb", 0) as file:
+            while True:
+                file.write(bytes(4096))
+        assert job.wait(30) == -15
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=False)
 
 
 def test_a_job_starts_once_and_leaves_its_exit_code(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ PY
 }
 (
   sleep "${ATLAS_FIRST_CONTACT:-1800}"
-  pgrep -f 'pod[.]watchdog' >/dev/null || end_pod "no client came"
+  grep -qsa 'pod[.]watchdog' /proc/[0-9]*/cmdline || end_pod "no client came"  # an image may lack pgrep
 ) &
 [ "${ATLAS_SECONDS:-0}" -eq 0 ] || ( sleep "$ATLAS_SECONDS"; end_pod "the ceiling is reached" ) &
 exec /usr/sbin/sshd -D -e -o PasswordAuthentication=no -o PermitRootLogin=prohibit-password \

@@ -81,9 +81,9 @@ def check(root: str, now: float, end: Callable[[str], None] | None = None) -> bo
         return bool(files.read(root, files.EXIT)) and not rented
     reason, pod = found
     if not files.read(root, files.VERDICT):
-        print("{}: {}".format(time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now)), reason))
-        sys.stdout.flush()
-        files.write(root, files.VERDICT, reason)
+        _note("{}: {}".format(time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now)), reason))
+        with contextlib.suppress(OSError):  # a full disk: it is ended without a word
+            files.write(root, files.VERDICT, reason)
         (end or stop)(root)
     if pod and rented:
         return release()
@@ -126,7 +126,7 @@ def release() -> bool:
     pod, key = _given("RUNPOD_POD_ID"), _given("RUNPOD_API_KEY")
     base = _given("ATLAS_RUNPOD_URL") or "https://api.runpod.io"
     if not (pod and key):
-        print("no key of its own: cannot end this pod")
+        _note("no key of its own: cannot end this pod")
         return True
     request = urllib.request.Request(
         "{}/v2/pods/{}".format(base.rstrip("/"), pod),
@@ -136,8 +136,7 @@ def release() -> bool:
     try:
         urllib.request.urlopen(request, timeout=30).close()
     except OSError as error:  # tried again at the next look
-        print(f"cannot end this pod yet: {error}")
-        sys.stdout.flush()
+        _note(f"cannot end this pod yet: {error}")
         return False
     return True
 
@@ -156,6 +155,12 @@ def _given(name: str) -> str:
     return ""
 
 
+def _note(text: str) -> None:
+    """Write a line to the watchdog's log, if the disk has room for it."""
+    with contextlib.suppress(OSError):
+        print(text, flush=True)
+
+
 def main(root: str) -> None:
     """Look every few seconds until there is nothing left to watch."""
     while os.path.isdir(root):
@@ -163,8 +168,7 @@ def main(root: str) -> None:
             if check(root, time.time()):
                 return
         except (OSError, ValueError) as error:  # a full disk must not end the watch
-            print(f"watchdog: {error}")
-            sys.stdout.flush()
+            _note(f"watchdog: {error}")
         time.sleep(EVERY_S)
 
 

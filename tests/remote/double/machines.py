@@ -122,14 +122,16 @@ class SshMachine:
         """The network goes away; what runs there goes on."""
         assert self._sshd is not None
         children = _of(self.root, self._sshd.pid, sessions_only=True)
-        os.kill(self._sshd.pid, signal.SIGSTOP)
+        with suppress(ProcessLookupError):  # its pod has been ended
+            os.kill(self._sshd.pid, signal.SIGSTOP)
         for pid in children:
             _kill(pid)
 
     def mend(self) -> None:
         """The network is back."""
         assert self._sshd is not None
-        os.kill(self._sshd.pid, signal.SIGCONT)
+        with suppress(ProcessLookupError):
+            os.kill(self._sshd.pid, signal.SIGCONT)
 
 
 def _of(root: Path, sshd: int, *, sessions_only: bool = False) -> list[int]:

@@ -250,7 +250,7 @@ class RealWorld:
 
     def _kill_trainer(self, pod: Any) -> None:
         """As the kernel does where memory is short: the processes that torchrun started."""
-        for _ in range(600):
+        while self.clients[-1].process.poll() is None:  # minutes, where other work is running
             for pid in watchdog.of_job(str(self._root(pod))):
                 with suppress(OSError):
                     words = Path(f"/proc/{pid}/cmdline").read_bytes()
