@@ -371,6 +371,7 @@ class Page {
       panel.setSolid(count === 1);
     });
     if (this.state.mm) this.mm = this.state.mm;
+    for (const panel of this.panels.slice(0, count)) panel.goTo(this.mm, true);
   }
 
   private keepAddress(push = false): void {
