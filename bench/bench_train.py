@@ -1,4 +1,4 @@
-"""One training step of the `quickstart` configuration: beside its forward, and its data."""
+"""One training step of a small network at 4 mm: beside its forward, and its data."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from atlas.models import build
 from atlas.training.datamodule import AtlasDataModule
 from atlas.training.module import AtlasModule
 
+from .conftest import SMALL
+
 Loader = DataLoader[Batch]
 
 
@@ -31,7 +33,7 @@ class Silent(AtlasModule):
 @pytest.fixture
 def step(bundled: Dataset) -> Iterator[tuple[Callable[[], None], AtlasModule, Batch, Loader]]:
     """Yield one training step, its module and batch, and the loader that the batch came from."""
-    resolved = config.load("quickstart", ["train.batch=16"])
+    resolved = config.load(None, [*SMALL, "train.batch=16"])
     loader = AtlasDataModule(bundled, resolved).train_dataloader()
     batch = next(iter(loader))
     torch.manual_seed(0)
