@@ -19,7 +19,7 @@ from atlas.data import dataset
 from atlas.data.dataset import Dataset
 from atlas.data.joins import Join
 from atlas.data.prepare import Settings, prepare, run_stage
-from tests.support import TINY, made_once, require_neurosynth
+from tests.support import made_once, require_neurosynth
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -73,7 +73,7 @@ def tiny_run(bundled: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path
     """Train the smoke configuration once; its run folder."""
     from atlas.training.run import train
 
-    make = functools.partial(train, config.load("smoke", TINY), bundled)
+    make = functools.partial(train, config.load("smoke"), bundled)
     return made_once(tmp_path_factory, "tiny", make)
 
 

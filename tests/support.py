@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 SOAK = os.environ.get("ATLAS_SOAK") == "1"
-# Over the smoke configuration: as the shipped models, on cells of twice the edge, an eighth of the
-# work; the loop around it is the same.
-TINY = ["model.halve=true"]
 
 
 def skip(reason: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from atlas.data.dataset import Dataset
-from tests.support import TINY, one_line_error, run_atlas
+from tests.support import one_line_error, run_atlas
 
 
 def everything_below(folder: Path) -> set[str]:
@@ -84,7 +84,7 @@ def test_a_run_that_cannot_be_resumed_stays_as_it_is(
     spoil(run)
     before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
     options = ("--data", bundled.path, "--out", run, "--resume")
-    done = run_atlas("train", "smoke", *TINY, *overrides, *options)
+    done = run_atlas("train", "smoke", *overrides, *options)
     assert message in one_line_error(done)
     assert before == {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
 
@@ -93,12 +93,12 @@ def test_a_copied_run_resumes_with_its_own_weights(
     tiny_run: Path, bundled: Dataset, tmp_path: Path
 ) -> None:
     run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
-    done = run_atlas("train", "smoke", *TINY, "--data", bundled.path, "--out", run, "--resume")
+    done = run_atlas("train", "smoke", "--data", bundled.path, "--out", run, "--resume")
     assert done.returncode == 0, done.stderr
     name = "model.safetensors"
     assert (run / name).read_bytes() == (tiny_run / name).read_bytes()
     (run / "checkpoints" / "best.ckpt").unlink()
-    again = run_atlas("train", "smoke", *TINY, "--data", bundled.path, "--out", run, "--resume")
+    again = run_atlas("train", "smoke", "--data", bundled.path, "--out", run, "--resume")
     assert "best.ckpt: missing" in one_line_error(again)
 
 

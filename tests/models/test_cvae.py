@@ -143,7 +143,7 @@ def test_the_receptive_field_is_the_gradient_footprint(
 )
 def test_dilations_that_see_more_than_150_mm(dilations: tuple[int, ...], cells: int) -> None:
     """With two blocks of two layers: any at 4 mm, (1, 2) and up at 2 mm, as docs/model.md says."""
-    update = {"blocks": (2, 2), "dilations": dilations}
+    update = {"blocks": (2, 2), "dilations": dilations, "halve": False}
     seen = build(SMOKE.model.model_copy(update=update), 70, 4).encoder.receptive_field()
     assert seen == cells and 4 * seen > 150
     assert (2 * seen > 150) == (sum(dilations) >= 3)

@@ -39,6 +39,16 @@ def test_arguments_arrive_as_they_are(shell: SshShell) -> None:
         assert shell.read("file") == b"here\n"
 
 
+def test_ctrl_c_on_a_command_that_has_ended_is_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(process: subprocess.Popen[bytes], *_: object) -> None:
+        process.wait()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess.Popen, "communicate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        shells._finish(["true"], None, 10)
+
+
 def test_a_command_that_fails_is_no_lost_connection(shell: SshShell) -> None:
     with shell:
         for code in (1, 3, 255):

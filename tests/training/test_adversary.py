@@ -14,12 +14,11 @@ from atlas.data.dataset import Dataset
 from atlas.data.sources import Provenance
 from atlas.evaluation.evaluate import Split, evaluate, year_accuracy
 from atlas.training.run import train
-from tests.support import TINY
 
 PLACES = np.random.default_rng(7).uniform([-50, -90, -30], [50, 50, 60], (10, 3))
 SETTINGS = [
     "train.epochs=4", "train.batch=8", "train.lr=4e-3", "model.latent=16",
-    "kl.beta=0.01", "kl.target=15", "objective.hide=0", "year.weight=5", *TINY,
+    "kl.beta=0.01", "kl.target=15", "objective.hide=0", "year.weight=5",
 ]  # fmt: skip
 
 
@@ -70,7 +69,7 @@ def test_bins_follow_the_planted_years(planted: Dataset) -> None:
 def test_an_ordinal_head_trains_is_kept_in_the_card_and_is_scored(
     planted: Dataset, tmp_path: Path
 ) -> None:
-    settings = ["train.epochs=1", "year.head=ordinal", *TINY]
+    settings = ["train.epochs=1", "year.head=ordinal"]
     run = train(config.load("smoke", settings), planted, tmp_path / "ordinal")
     model, card = model_file.read(run)
     assert card.year_head == "ordinal"

@@ -14,9 +14,8 @@ from atlas.data.batches import Request, StudyBatches
 from atlas.data.dataset import Dataset
 from atlas.models import build
 from atlas.models.layers import Kernels
-from tests.support import TINY
 
-SMOKE = config.load("smoke", TINY)
+SMOKE = config.load("smoke")
 STEPS = 200
 
 
@@ -29,7 +28,7 @@ def batches(bundled: Dataset) -> list[Batch]:
 def losses(kernels: Kernels, batches: Sequence[Batch]) -> list[float]:
     """Train as `atlas train` does, always with the same draws; return the loss of each step."""
     torch.manual_seed(0)
-    settings = config.load("smoke", [*TINY, f"model.kernels={kernels}"]).model
+    settings = config.load("smoke", [f"model.kernels={kernels}"]).model
     model = build(settings, batches[0].metadata_BM.shape[1], SMOKE.data.resolution)
     mask = torch.from_numpy(space.load(SMOKE.data.resolution).mask.copy())
     train = SMOKE.train

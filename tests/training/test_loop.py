@@ -18,14 +18,13 @@ from atlas.data.dataset import Dataset
 from atlas.errors import AtlasError
 from atlas.training.module import AtlasModule
 from atlas.training.run import train
-from tests.support import TINY
 
 pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory:UserWarning")
 Rows = list[dict[str, str]]
 
 
 def load(options: list[str]) -> config.Config:
-    return config.load("smoke", [*TINY, *options])
+    return config.load("smoke", [*options])
 
 
 def rows(run: Path) -> Rows:

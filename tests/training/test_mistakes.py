@@ -21,10 +21,9 @@ from atlas.metadata import FieldTable
 from atlas.models.cvae import CVAE
 from atlas.training.module import AtlasModule
 from atlas.training.run import train
-from tests.support import TINY
 
 pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory:UserWarning")
-OPTIONS = [*TINY, "train.batch=4"]
+OPTIONS = ["train.batch=4"]
 EPOCH = config.load("smoke", [*OPTIONS, "train.epochs=1"])
 
 
@@ -96,7 +95,7 @@ def test_out_of_memory_says_which_batch_fits(
 
     original = CVAE.forward
     monkeypatch.setattr(CVAE, "forward", forward)
-    settings = config.load("smoke", [*TINY, "train.epochs=1", "train.batch=8"])
+    settings = config.load("smoke", ["train.epochs=1", "train.batch=8"])
     said = r"^out of memory with train.batch=8; 2 fits: train.batch=2 train.accumulate=4$"
     with pytest.raises(AtlasError, match=said):
         train(settings, small, tmp_path / "run")
@@ -121,7 +120,8 @@ def limited(*arguments):
 
 fit, runs._fit = runs._fit, limited
 try:
-    settings = ["train.batch=28", "train.epochs=1", "model.width=64", "train.threads=1"]
+    settings = ["model.halve=false", "model.width=64", "train.batch=28"]
+    settings += ["train.epochs=1", "train.threads=1"]
     runs.train(config.load("smoke", settings), read(sys.argv[1]), Path(sys.argv[2]))
 except AtlasError as error:
     print("said:", error)
@@ -142,7 +142,7 @@ def test_real_shortage_of_memory(small: Dataset, tmp_path: Path) -> None:
 
 def test_a_field_that_the_run_requires(small: Dataset, tmp_path: Path) -> None:
     def settings(names: str) -> config.Config:
-        return config.load("smoke", [*TINY, "train.epochs=1", f"train.requires={names}"])
+        return config.load("smoke", ["train.epochs=1", f"train.requires={names}"])
 
     with pytest.raises(AtlasError, match=r"no training study has topics, which train.requires"):
         train(settings("[n_peaks, topics]"), small, tmp_path / "run")

@@ -13,9 +13,9 @@ from atlas import config
 from atlas.data.dataset import Dataset
 from atlas.errors import AtlasError
 from atlas.training.run import train
-from tests.support import TINY, spawn_atlas
+from tests.support import spawn_atlas
 
-OPTIONS = [*TINY, "train.epochs=2", "train.ema=0.5", "train.accelerator=cpu", "train.threads=1"]
+OPTIONS = ["train.epochs=2", "train.ema=0.5", "train.accelerator=cpu", "train.threads=1"]
 
 
 def row_values(run: Path) -> list[dict[str, float]]:

@@ -24,10 +24,10 @@ from atlas.data.dataset import Dataset
 from atlas.errors import AtlasError
 from atlas.training import module as module_file
 from atlas.training.run import train
-from tests.support import TINY, heed_ctrl_c, one_line_error, run_atlas, spawn_atlas
+from tests.support import heed_ctrl_c, one_line_error, run_atlas, spawn_atlas
 
-SMOKE = config.load("smoke", TINY)
-OPTIONS = [*TINY, "train.batch=4"]
+SMOKE = config.load("smoke")
+OPTIONS = ["train.batch=4"]
 SMALL = config.load("smoke", OPTIONS)
 
 
@@ -115,7 +115,7 @@ def test_resume_refuses_a_changed_configuration(
     tiny_run: Path, bundled: Dataset, tmp_path: Path
 ) -> None:
     run = Path(shutil.copytree(tiny_run, tmp_path / "copy"))
-    changed = config.load("smoke", [*TINY, "train.lr=5e-3", "model.latent=9"])
+    changed = config.load("smoke", ["train.lr=5e-3", "model.latent=9"])
     with pytest.raises(AtlasError, match=r"model.latent was 8, is 9; train.lr was 0.002, is 0.005"):
         train(changed, bundled, run, resume=True)
     with pytest.raises(AtlasError, match="holds a run already"):

@@ -15,10 +15,9 @@ from atlas.data.dataset import Dataset
 from atlas.evaluation.report import training_curves
 from atlas.objectives import Losses
 from atlas.training.run import train
-from tests.support import TINY
 
 BLOCK, HEADER = 32768, 7
-SETTINGS = config.load("smoke", [*TINY, "logging.wandb=offline", "kl.schedule=ratio",
+SETTINGS = config.load("smoke", ["logging.wandb=offline", "kl.schedule=ratio",
     "kl.beta=1e-5", "train.epochs=7", "train.batch=4"])  # fmt: skip
 
 

@@ -28,10 +28,10 @@ from atlas.remote.pod import watchdog
 from tests.remote.double import API_KEY, Double, Fault, Faults, SshMachine
 from tests.remote.double.clock import RealClock
 from tests.remote.test_ssh import seed_kernels
-from tests.support import ROOT, TINY, heed_ctrl_c, skip
+from tests.support import ROOT, heed_ctrl_c, skip
 
 EPOCHS = 6
-OPTIONS = [*TINY, f"train.epochs={EPOCHS}", "train.threads=1", "train.accelerator=cpu"]
+OPTIONS = [f"train.epochs={EPOCHS}", "train.threads=1", "train.accelerator=cpu"]
 GPUS = ["--gpu", "RTX A4000", "--gpu", "RTX 4090"]
 PATIENCE_S = 400.0  # for one client, on a machine that others use too
 SMALL_DISK = "400m"

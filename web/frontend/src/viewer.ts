@@ -35,7 +35,7 @@ export interface Shown {
 export class Viewer {
   private moving = true; // the first map does not wait for the 3-D view
   private slow = true; // until it is measured
-  private measured = false;
+  private measured: boolean;
 
   private constructor(
     private readonly nv: Niivue,
@@ -43,7 +43,9 @@ export class Viewer {
     private readonly template: Grid,
     private readonly stage: HTMLElement,
     private solid: boolean, // whether there is room for the 3-D view
-  ) {}
+  ) {
+    this.measured = inSoftware(nv.gl); // slow for sure, and frames to measure it by are dear
+  }
 
   static async create(
     canvas: HTMLCanvasElement, template: Template, solid: boolean, onMove: (mm: Vec3) => void,
@@ -155,6 +157,13 @@ export class Viewer {
     event.preventDefault();
     this.nv.moveCrosshairInVox(...step);
   }
+}
+
+/** Whether the processor draws, in Chromium, Firefox or Windows. */
+function inSoftware(gl: WebGL2RenderingContext): boolean {
+  const about = gl.getExtension("WEBGL_debug_renderer_info");
+  const renderer = String(gl.getParameter(about ? about.UNMASKED_RENDERER_WEBGL : gl.RENDERER));
+  return /swiftshader|llvmpipe|softpipe|software|basic render/i.test(renderer);
 }
 
 /** A layer of colours on the grid of another volume. */
