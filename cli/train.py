@@ -96,7 +96,8 @@ def _train_there(request: Any, *, yes: bool, dry_run: bool, as_json: bool) -> in
 
     clock = SystemClock()
     provider = connect(request.provider, clock, transport=request.transport, host=request.host)
-    made = plan.make(request, provider)
+    say = Teller(clock, progress.quiet)
+    made = plan.make(request, provider, say)
     if as_json:
         print_json(plan.as_dict(made))
     elif dry_run or not progress.quiet:
@@ -107,7 +108,7 @@ def _train_there(request: Any, *, yes: bool, dry_run: bool, as_json: bool) -> in
         click.confirm("Create the pod?", abort=True, err=True)
     from atlas.remote import job
 
-    code = job.launch(made, provider, Ledger(), clock, Teller(clock, progress.quiet))
+    code = job.launch(made, provider, Ledger(), clock, say)
     if code == 0:
         click.echo(request.out)
     return code

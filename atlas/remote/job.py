@@ -8,7 +8,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +130,8 @@ def _give_up(job: Job, error: BaseException) -> None:
     if job.state.step == "fetch" and not job.provider.bills:
         job.say("failed", f"the run stays there; fetch it with: atlas remote pull {job.out}")
         return
+    with suppress(Exception, KeyboardInterrupt), Way(job) as way:  # whatever fails, the pod ends
+        ending.what_there_is(way)
     why = str(error).splitlines()[0] if str(error) else type(error).__name__
     ending.finish(job, End(1, why))
 

@@ -5,7 +5,7 @@ Made before any money is spent; whatever is wrong is one clear line here and not
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -82,8 +82,14 @@ class Plan:
     disk: int  # GB
 
 
-def make(request: Request, provider: Provider) -> Plan:
+def make(
+    request: Request,
+    provider: Provider,
+    say: Callable[[str, str], None] = lambda _step, _text: None,
+) -> Plan:
     """Ask the provider and look around here; every refusal is raised before anything is created.
+
+    `say` hears of each step as it is done.
 
     Raises
     ------
@@ -104,7 +110,14 @@ def make(request: Request, provider: Provider) -> Plan:
     size = sum(p.stat().st_size for p in request.data.rglob("*") if p.is_file())
     preflight.check_disk(request, provider.bills, size, DISK_GB)
     account = provider.account()
-    offers = preflight.pick(request, provider.offers(request.gpus))
+    if provider.bills:
+        say("key", f"{provider.name} accepts the key")
+    catalogue = provider.offers(request.gpus)
+    offers = preflight.pick(request, catalogue)
+    if provider.bills:
+        say(
+            "catalogue", f"{len(catalogue)} kinds of GPU with price and stock, {len(offers)} to try"
+        )
     steps = estimate.steps_of(config, len(data.rows("train")), request.gpus)
     choices = tuple(_choice(request, config, steps, offer) for offer in offers)
     _check_money(request, choices, account.balance)

@@ -114,7 +114,12 @@ class Way:
 
     def ask(self, verb: str, timeout: float = 120) -> dict[str, Any]:
         """Call a verb of the runner that answers in JSON."""
-        answer: dict[str, Any] = json.loads(self.call(verb, timeout=timeout))
+        said = self.call(verb, timeout=timeout)
+        try:
+            answer: dict[str, Any] = json.loads(said)
+        except ValueError:
+            start = said[:80].decode(errors="replace").strip()
+            raise AtlasError(f"{verb}: the pod answered {start!r}, which is no JSON") from None
         return answer
 
     def call(self, verb: str, timeout: float = 120, stdin: bytes | None = None) -> bytes:

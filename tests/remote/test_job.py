@@ -18,6 +18,7 @@ from atlas.errors import AtlasError
 from atlas.remote import ending, fetch, job, state
 from atlas.remote.errors import CommandFailed
 from atlas.remote.pod import watchdog
+from atlas.remote.reach import Way
 from atlas.remote.shell import LocalShell
 from tests.remote.jobs import Bench, local
 from tests.support import heed_ctrl_c
@@ -336,6 +337,23 @@ def test_a_full_disk_here_does_not_end_a_training(
     assert full == [0, 0] and (local.out / "model.json").exists()
     assert any("the job goes on: the disk here is full" in t for t in local.said("fetch"))
     assert nothing_left(local)
+
+
+def test_what_ends_the_client_is_fetched_before_the_pod_ends(
+    local: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer that makes no sense, once, in the middle of a training."""
+    call, odd = Way.call, [b"<html>"]
+
+    def answered(way: Way, verb: str, *given: Any, **more: Any) -> bytes:
+        said = call(way, verb, *given, **more)
+        return odd.pop() if verb == "status" and odd and local.epochs_said()[-1:] >= [2] else said
+
+    monkeypatch.setattr(Way, "call", answered)
+    with pytest.raises(AtlasError, match="status: the pod answered '<html>', which is no JSON"):
+        local.launch(local.commands(epochs=30))
+    assert last_epoch(local.out) >= 2 and nothing_left(local)
+    assert json.loads((local.out / "remote.json").read_text())["exit"] == 1
 
 
 def test_no_signal_keeps_a_pod_from_being_ended() -> None:
