@@ -13,6 +13,11 @@ class Answer(NamedTuple):
     body: bytes
     headers: dict[str, str]
 
+    @property
+    def size(self) -> int:
+        """Bytes that it holds."""
+        return len(self.body) + sum(len(text) for item in self.headers.items() for text in item)
+
 
 class Recent:
     """The least recently used answer goes first; used from the event loop alone.
@@ -20,7 +25,7 @@ class Recent:
     Parameters
     ----------
     most : int
-        Bytes of all bodies together.
+        Bytes of all bodies and headers together.
     """
 
     def __init__(self, most: int) -> None:
@@ -37,8 +42,8 @@ class Recent:
     def put(self, key: Hashable, answer: Answer) -> None:
         """Keep an answer."""
         old = self._answers.pop(key, None)
-        self.size += len(answer.body) - (len(old.body) if old else 0)
+        self.size += answer.size - (old.size if old else 0)
         self._answers[key] = answer
         while self.size > self._most:
             _, gone = self._answers.popitem(last=False)
-            self.size -= len(gone.body)
+            self.size -= gone.size

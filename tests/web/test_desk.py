@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import threading
+from types import SimpleNamespace
 
 import anyio
 import pytest
 
 from atlas.web.desk import Desk, Full, Superseded
+from atlas.web.library import Library
 from atlas.web.recent import Answer, Recent
+from atlas.web.schemas import EncodeRequest
+from atlas.web.service import Service
 
 
 class Gate:
@@ -110,3 +114,13 @@ def test_recent_answers_are_kept_within_their_bytes():
     assert recent.size == 6
     recent.put("big", Answer(bytes(11), {}))
     assert recent.size == 0
+
+
+def test_what_is_kept_is_bounded_however_long_the_questions() -> None:
+    """A short answer to a long question must not hold the question."""
+    service = Service(SimpleNamespace(), None, Library.none("none"))
+    body = EncodeRequest(peaks=[(0.0, 0.0, 0.0)] * 5000)
+    anyio.run(service.answer, body, lambda: Answer(b"code", {"X-Name": "value"}), None)
+    ((asked, kept),) = service._recent._answers.items()
+    assert sum(len(part) for part in asked) < 100
+    assert service._recent.size == kept.size == len("codeX-Namevalue")
