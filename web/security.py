@@ -2,8 +2,9 @@
 
 On this machine's own address the server has no users and no secrets, but any web site the user
 visits can send requests to a port of this machine. The Host check stops DNS rebinding, the missing
-CORS headers keep answers from other origins, and the Content-Security-Policy keeps the page from
-asking anybody else. On other addresses whoever asks must know a token.
+CORS headers keep answers from other origins, Sec-Fetch-Site keeps their pages from giving us work,
+and the Content-Security-Policy keeps the page from asking anybody else. On other addresses whoever
+asks must know a token.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+OWN_PAGE = ("same-origin", "none")  # of Sec-Fetch-Site, which browsers alone send; none: the user
 MAX_BODY = 128 * 1024  # bytes; a request with 2 x 1000 latent values has 40 kB
 BODIES = {  # routes that take more
     "/api/encode": 512 * 1024,  # 5,000 peaks
@@ -92,6 +94,8 @@ class Guard:
     def _stop(self, scope: Scope) -> Response | None:
         """Refuse who may not ask; let in who brings the token for the first time."""
         headers = Headers(scope=scope)
+        if scope["method"] == "POST" and headers.get("sec-fetch-site", "none") not in OWN_PAGE:
+            return refuse("a page of another site may not ask", 400)
         if self.hosts is not None and host_name(headers.get("host", "")) not in self.hosts:
             return refuse("this server answers on this machine only", 400)
         if self.token is None:

@@ -32,7 +32,10 @@ Client = Annotated[
 ]
 
 PROBLEMS: dict[int | str, dict[str, Any]] = {
-    400: {"model": Problem, "description": "not a request, or of a host that is not served"},
+    400: {
+        "model": Problem,
+        "description": "not a request, or of a host or site that may not ask",
+    },
     401: {"model": Problem, "description": "the token is missing"},
     409: {"model": Problem, "description": "superseded by a newer request of the same client"},
     413: {"model": Problem, "description": "the body is too long"},

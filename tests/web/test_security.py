@@ -47,6 +47,17 @@ def test_a_name_bound_to_this_machine_by_someone_else_may_not(client, host):
         assert response.json()["detail"] == "this server answers on this machine only"
 
 
+@pytest.mark.parametrize(
+    ("site", "status"),
+    [("cross-site", 400), ("same-site", 400), ("same-origin", 422), ("none", 422), (None, 422)],
+)
+def test_pages_of_other_sites_give_no_work(client, site, status):
+    """They cannot read the answer, but a file takes a browser no leave to send."""
+    headers = {"Sec-Fetch-Site": site} if site else {}
+    assert client.post("/api/encode-file", content=b"-", headers=headers).status_code == status
+    assert client.get("/", headers=headers).status_code == 200  # a link may lead here
+
+
 def test_host_name():
     assert [host_name(h) for h in ("a:1", "[::1]:2", "::1", "A")] == ["a", "::1", "", "a"]
 
