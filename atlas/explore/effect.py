@@ -104,7 +104,8 @@ def effect(
     rows, held_out = studies.held_out(atlas)
     rows = rows[known[rows]]
     if len(rows) < LEAST:
-        return unasked(f"Only {len(rows)} studies at hand say their {field}.", len(rows))
+        few = f"Only {len(rows)} studies at hand say their {field}"
+        return unasked(f"{few}: a dataset where more do can be named with --data.", len(rows))
     x = values[rows] @ along
     s = _rise(atlas, studies, rows, np.log(np.maximum(after, 1e-30) / np.maximum(before, 1e-30)))
     if np.ptp(x) == 0 or np.ptp(s) == 0:
