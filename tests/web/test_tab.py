@@ -168,6 +168,15 @@ def test_the_counterfactual_is_the_servers(viewer, atlas):
     assert "task" in answer["imputed"]
 
 
+def test_what_is_imputed_or_extrapolated_is_of_either_side(viewer, atlas):
+    """The year as the model takes it where it is unknown; one that is unusual where it is known."""
+    imputed = ask(viewer, "counterfactual", point(code(atlas), {}), {"year": 2010.0})["imputed"]
+    expected = atlas.decode_array(code(atlas), {})[1]["year"]["mean"]
+    assert imputed["year"]["mean"] == pytest.approx(expected, rel=1e-4)
+    beyond = ask(viewer, "counterfactual", point(None, {"year": 1991.0}), {"year": 2010.0})
+    assert beyond["extrapolated"] == ["year"]
+
+
 def test_identical_metadata_make_no_difference(viewer, atlas):
     answer = ask(viewer, "counterfactual", point(code(atlas), META), {"year": META["year"]})
     assert not volume(answer["maps"]["difference"]).any()

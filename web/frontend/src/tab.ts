@@ -130,7 +130,9 @@ export class Tab implements Backend {
     const after = await this.move(before, metadata, changes);
     const [factual, counterfactual] = [before.decoded.density, after.decoded.density];
     const difference = counterfactual.map((value, i) => value - factual[i]!);
-    return this.answer({ factual, counterfactual, difference }, after.imputed, { ...metadata, ...changes }, start);
+    const answer = this.answer({ factual, counterfactual, difference }, { ...before.imputed, ...after.imputed }, metadata, start);
+    const beyond = this.fields.extrapolated({ ...metadata, ...changes });
+    return { ...answer, extrapolated: [...new Set([...answer.extrapolated, ...beyond])] }; // of either side
   }
 
   async strip({ z, metadata }: Point, field: string, values: number[], axis: 0 | 1 | 2, mm: number): Promise<Strip> {
