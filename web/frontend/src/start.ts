@@ -22,6 +22,7 @@ type Tab = "prior" | "study" | "peaks" | "between";
 const TABS: Record<Tab, string> = { prior: "Prior", study: "Study", peaks: "Peaks", between: "Between" };
 
 const PRIOR: Loaded = { start: { kind: "prior" }, code: null, metadata: {}, title: "Centre of the prior" };
+const RANDOM: Loaded = { ...PRIOR, title: "Random brain" };
 
 /** What a start of an address gives; peaks are not in it, their code is. */
 export async function load(backend: Backend, start: Start): Promise<Loaded> {
@@ -52,7 +53,9 @@ export class StartPanel {
   private readonly tabs: Record<Tab, HTMLElement>;
   private readonly radios = new Map<Tab, HTMLInputElement>();
   private readonly title = element("p", { className: "start-title", id: "start-title" });
-  private readonly note = element("p", { className: "hint", id: "start-note" });
+  private readonly note = element("p", { className: "hint", id: "start-note", role: "status" });
+  private readonly choices = element("ul", { className: "found" }); // the studies of a file
+  private attempts = 0; // an answer that comes after something newer was begun is dropped
   private readonly ends: Record<"from" | "to", { study: Study | null; node: HTMLElement }> = {
     from: { study: null, node: element("dd", {}, "none yet") },
     to: { study: null, node: element("dd", {}, "none yet") },
@@ -64,12 +67,15 @@ export class StartPanel {
     private readonly backend: Backend,
     private readonly model: Model,
     private readonly onStart: (loaded: Loaded) => void,
-    onRandom: () => void,
+    onRandom: (loaded: Loaded) => void,
   ) {
     const centre = element("button", { type: "button", id: "reset", title: "All directions at 0, all metadata unknown" }, "Centre");
     const random = element("button", { type: "button", id: "sample", title: "Every direction drawn from the spread of the training studies" }, "Random brain");
     centre.addEventListener("click", () => this.begin(PRIOR));
-    random.addEventListener("click", onRandom);
+    random.addEventListener("click", () => {
+      this.show(RANDOM); // no longer the study that was here
+      onRandom(RANDOM);
+    });
     this.tabs = {
       prior: element("div", { className: "buttons" }, centre, random),
       study: this.search("search", (row) => [
@@ -92,6 +98,7 @@ export class StartPanel {
 
   /** Show where the page is, as an address said. */
   show(loaded: Loaded): void {
+    this.attempts += 1;
     this.title.textContent = loaded.title;
     this.note.textContent = "";
     this.open(loaded.start.kind);
@@ -114,12 +121,13 @@ export class StartPanel {
   }
 
   private async attempt(work: () => Promise<Loaded | null>): Promise<void> {
+    const mine = ++this.attempts;
     this.note.textContent = "Reading …";
     try {
       const loaded = await work();
-      if (loaded) this.begin(loaded);
+      if (loaded && mine === this.attempts) this.begin(loaded);
     } catch (error) {
-      this.fail(error);
+      if (mine === this.attempts) this.fail(error);
     }
   }
 
@@ -134,7 +142,7 @@ export class StartPanel {
   private search(id: string, choices: (row: StudyRow) => HTMLElement[]): HTMLElement {
     const { count, reason, source } = this.model.studies;
     if (!count) return element("p", { className: "note" }, reason ?? "There are no studies here.");
-    const words = element("input", { type: "search", id, placeholder: "title, author or PMID" });
+    const words = element("input", { type: "search", id, placeholder: "title, author or PMID", maxLength: 200 });
     words.setAttribute("aria-label", `Search ${count} studies`);
     const task = this.model.fields.find((field) => field.name === "task");
     const category = element("select", { id: `${id}-task` }, element("option", { value: "" }, "any task"),
@@ -182,7 +190,9 @@ export class StartPanel {
       this.attempt(async () => {
         this.setEnd(end, await this.backend.study(row.id));
         this.note.textContent = "";
-        return this.mixed();
+        const loaded = this.mixed();
+        if (loaded) this.begin(loaded); // whichever end came last
+        return null;
       });
     this.share.setAttribute("aria-label", "Share of the way from A to B");
     this.share.addEventListener("input", () => {
@@ -221,27 +231,36 @@ export class StartPanel {
     file.addEventListener("change", () => { if (file.files?.[0]) void this.readFile(file.files[0]); });
     return element("div", { className: "own" }, text,
       element("div", { className: "buttons" },
-        this.button("Encode peaks", "", () => void this.attempt(async () => this.ofEntry(await this.backend.encode(peaksOf(text.value), {})))),
+        this.button("Encode peaks", "", () => void this.readText(text.value)),
         file),
-      element("p", { className: "note" }, "A file (also dropped onto the page): Sleuth, TSV or CSV with x, y, z, NIMADS, or a NIfTI map, whose local maxima are taken."));
+      element("p", { className: "note" }, "A file (also dropped onto the page): Sleuth, TSV or CSV with x, y, z, NIMADS, or a NIfTI map, whose local maxima are taken."),
+      this.choices);
+  }
+
+  /** Bare numbers are MNI; Sleuth, a header or NIMADS says more (which space, whose peaks): read as a file. */
+  private readText(text: string): Promise<void> {
+    if (/^\s*(\/\/|[{a-z])/im.test(text)) return this.readFile(new File([text], "pasted.txt"));
+    return this.attempt(async () => this.ofEntry(await this.backend.encode(peaksOf(text), {})));
   }
 
   private readFile(file: File): Promise<void> {
     this.open("peaks");
+    this.choices.replaceChildren();
     return this.attempt(async () => {
+      const mine = this.attempts;
       const { entries, note } = await this.backend.encodeFile(file);
-      this.note.replaceChildren(note);
-      if (entries.length === 1) {
-        this.begin(this.ofEntry(entries[0]!));
-      } else if (entries.length) {
-        this.note.append(element("ul", { className: "found" }, ...entries.map((entry) =>
-          element("li", {}, this.button(entry.label, "row", () => this.begin(this.ofEntry(entry))),
-            element("small", {}, `${entry.peaks} peaks`)))));
-        return null;
-      }
+      if (mine !== this.attempts) return null;
+      if (entries.length === 1) this.begin(this.ofEntry(entries[0]!));
+      else this.choices.replaceChildren(...entries.map((entry) => this.choice(entry)));
       this.note.textContent = note;
       return null;
     });
+  }
+
+  /** One study of a file; the list stays for the next choice. */
+  private choice(entry: Entry): HTMLElement {
+    return element("li", {}, this.button(entry.label, "row", () => this.begin(this.ofEntry(entry))),
+      element("small", {}, `${entry.peaks} peaks`));
   }
 
   private ofEntry({ label, peaks, code }: Entry): Loaded {
@@ -269,7 +288,7 @@ function describe({ authors, year, category, peaks, id }: StudyRow): string {
 export function peaksOf(text: string): Vec3[] {
   const peaks: Vec3[] = [];
   text.split(/\r?\n/).forEach((line, i) => {
-    if (!line.trim() || line.trim().startsWith("//")) return;
+    if (!line.trim()) return;
     const numbers = line.replaceAll("−", "-").trim().split(/[\s,;]+/).map(Number);
     if (numbers.length !== 3 || !numbers.every(Number.isFinite)) {
       throw new Error(`Line ${i + 1}: expected three numbers (x y z in mm), got “${line.trim().slice(0, 40)}”.`);
