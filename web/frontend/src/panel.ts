@@ -52,6 +52,7 @@ export class Panel {
     const { Viewer } = await import("./viewer"); // NiiVue is most of the page: nothing waits for it
     const viewer = await Viewer.create(this.canvas, this.template, this.solid, onMove);
     this.canvas.addEventListener("webglcontextlost", onLost);
+    viewer.setSolid(this.solid); // the view may have changed meanwhile
     if (this.picture) viewer.show(this.picture);
     viewer.goTo(this.mm);
     this.preview.canvas.remove();

@@ -43,6 +43,7 @@ export class Preview {
 
   constructor(private readonly template: Volume, private readonly solid: () => boolean) {
     this.canvas.setAttribute("aria-hidden", "true");
+    new ResizeObserver(() => this.draw()).observe(this.canvas);
   }
 
   show(shown: Shown): void {

@@ -16,7 +16,8 @@ export function valuesOf(field: Field): number[] {
     return Array.from({ length: MOST }, (_, i) => Number((low * (high / low) ** (i / (MOST - 1))).toPrecision(2)));
   }
   const step = Math.max(1, Math.ceil((high - low) / (MOST - 1)));
-  return Array.from({ length: Math.floor((high - low) / step) + 1 }, (_, i) => low + i * step);
+  const first = Math.ceil(low);
+  return Array.from({ length: Math.floor((high - first) / step) + 1 }, (_, i) => first + i * step);
 }
 
 export class StripView {
@@ -33,6 +34,7 @@ export class StripView {
     const plane = planeOf(template, 2, mm[2]);
     const below = resample(template, plane);
     const [low, high] = field.trained ?? [-Infinity, Infinity];
+    const focused = [...this.row.children].indexOf(document.activeElement!);
     this.row.replaceChildren(...values.map((value, i) => {
       const over = resample({ ...planeOf(grid, 2, mm[2]), values: strip.slices[i]! }, plane);
       const beyond = value < low || value > high;
@@ -44,6 +46,7 @@ export class StripView {
       button.addEventListener("click", () => this.onPick(value));
       return button;
     }));
+    (this.row.children[focused] as HTMLElement | undefined)?.focus(); // it was pressed by a key
   }
 
   clear(): void {
