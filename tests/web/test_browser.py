@@ -350,6 +350,7 @@ def test_a_counterfactual_stands_beside_the_fact(viewer, served_atlas):
     assert viewer.complaints == []
     viewer.page.check("input[name=zoom][value='16']", force=True)
     assert colourful(viewer.pixels(2)) > 100
+    assert "zoom=16" in viewer.page.url
 
 
 def test_crosshairs_are_linked(viewer):
@@ -497,6 +498,20 @@ def test_peaks_give_a_code_and_mistakes_a_line(viewer):
     assert viewer.sums() != centre
 
 
+def test_pasted_text_that_says_more_than_numbers_is_heard(viewer):
+    """Talairach is converted, and each study of the text is one."""
+    viewer.page.check("input[name=start][value=peaks]", force=True)
+    studies = "\n".join(f"// {name}\n-42\t20\t28\n44\t-60\t40\n" for name in ("One", "Two"))
+    viewer.page.fill("#peaks", f"//Reference=Talairach\n{studies}")
+    viewer.page.click("text=Encode peaks")
+    rows = viewer.page.locator(".own .found button.row")
+    rows.nth(1).wait_for()
+    assert "4 peaks converted from Talairach" in viewer.page.inner_text("#start-note")
+    for row in range(2):  # the list stays for the next choice
+        viewer.act(lambda row=row: rows.nth(row).click())
+        assert "2 peaks" in viewer.page.inner_text("#start-title")
+
+
 def test_a_dropped_file_gives_a_code(viewer, tmp_path):
     file = tmp_path / "mine.tsv"
     file.write_text("x\ty\tz\n-42\t20\t28\n44\t-60\t40\n")
@@ -507,7 +522,7 @@ def test_a_dropped_file_gives_a_code(viewer, tmp_path):
 
 ADDRESSES = [
     "#show=sd&m.year=2005&mm=-42,20,28",
-    "#view=counterfactual&m.task=language&to.year=2023&to.task=&mm=10,-20,44",
+    "#view=counterfactual&m.task=language&to.year=2023&to.task=&zoom=16&mm=10,-20,44",
     "#view=confidence&parts=decoder*imputation&fade=1.5&m=&mm=0,0,40",
 ]
 
@@ -533,7 +548,39 @@ def test_an_address_that_makes_no_sense_opens_what_does(viewer):
     assert viewer.data("view") == "latent"
     assert viewer.data("settled") == "true"
     assert "decoded in" in viewer.page.inner_text("#status")
+    assert "no such study" in viewer.page.inner_text("#start-note")
     viewer.open("")
+
+
+def test_the_address_follows_the_crosshair(viewer):
+    viewer.page.focus("#canvas")
+    viewer.page.keyboard.press("ArrowUp")
+    mm = ",".join(str(round(x)) for x in json.loads(viewer.data("mm")))
+    viewer.page.wait_for_function(
+        "mm => new URLSearchParams(location.hash.slice(1)).get('mm') === mm", arg=mm
+    )
+
+
+def test_a_random_brain_is_no_longer_the_study(viewer, served_study):
+    viewer.open(f"#study={served_study.id}")
+    assert viewer.page.evaluate("atlas.title()") == viewer.page.inner_text("#start-title")
+    viewer.slider("#latent input", 1)
+    assert viewer.page.evaluate("atlas.title()").endswith(", directions moved")
+    viewer.page.check("input[name=start][value=prior]", force=True)
+    viewer.act(lambda: viewer.page.click("#sample"))
+    assert viewer.page.inner_text("#start-title") == "Random brain"
+    assert viewer.page.evaluate("atlas.title()") == "Random brain"
+    assert "study=" not in viewer.page.url and "sd=" not in viewer.page.url
+    viewer.open("")
+
+
+def test_other_views_download_the_mean_whatever_the_slider_shows(viewer):
+    viewer.act(lambda: viewer.page.check("input[value=sd]", force=True))
+    viewer.view("confidence")
+    viewer.page.click("#downloads summary")
+    with viewer.page.expect_download() as waiting:
+        viewer.page.click("#get-nifti")
+    assert waiting.value.suggested_filename.endswith("-mean.nii.gz")
 
 
 def test_the_back_button_returns_to_the_view_before(viewer):

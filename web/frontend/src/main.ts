@@ -15,7 +15,7 @@ import { Panel, type Picture } from "./panel";
 import { regionAt } from "./places";
 import { picture, python, save } from "./save";
 import { load, StartPanel, type Loaded } from "./start";
-import { fromAddress, PARTS, toAddress, VIEWS, type State, type View } from "./state";
+import { fromAddress, PARTS, quantityOf, toAddress, VIEWS, type State, type View } from "./state";
 import { StripView, valuesOf } from "./strip";
 import { combined, confidenceOf, peakOf, resample, type Vec3, type Volume } from "./volume";
 
@@ -34,6 +34,7 @@ const page = document.body.dataset;
 
 function report(text: string, failed = false): void {
   const status = byId("status");
+  status.setAttribute("aria-live", failed ? "assertive" : "off"); // each map's time is no news
   status.textContent = text;
   status.classList.toggle("failed", failed);
 }
@@ -71,6 +72,7 @@ class Page {
   private mm: Vec3 = [0, 0, 0];
   private opening: Promise<void> = Promise.resolve(); // of the graphics that the view needs
   private resting: number | undefined;
+  private following: number | undefined;
   private webgl2: boolean | null = null; // null: not asked yet
   private asked = 0; // counts what was asked, so that late details do not show
 
@@ -94,9 +96,14 @@ class Page {
       this.state.changes = this.changes.get();
       this.moved();
     });
-    this.start = new StartPanel(byId("start"), backend, model, (loaded) => this.begin(loaded), () => {
+    this.start = new StartPanel(byId("start"), backend, model, (loaded) => this.begin(loaded), (random) => {
+      const { metadata } = this.point(); // of the study that was here: still what is asked for
+      this.state.metadata = Object.keys(metadata).length ? metadata : null;
+      this.state.start = random.start;
       this.latent.sample();
-      this.state.code = { mean: this.latent.code(), sd: this.spread() };
+      const mean = this.latent.code();
+      this.state.code = { mean, sd: mean.map(() => 0) }; // known exactly, unlike a study's
+      this.loaded = { ...random, code: this.state.code };
       this.ask();
     });
     this.strip = new StripView(byId("years"), (value) => {
@@ -123,18 +130,21 @@ class Page {
 
   /** Take the state of the address and show it. */
   async open(): Promise<void> {
-    try {
-      this.loaded = await load(this.backend, this.state.start);
-    } catch (error) {
-      this.start.fail(error); // a study that is not here: the centre then
-      this.state = { ...this.state, start: { kind: "prior" } };
-      this.loaded = await load(this.backend, this.state.start);
-    }
+    const { state } = this;
+    let failure: unknown = null;
+    const loaded = await load(this.backend, state.start).catch((error: unknown) => {
+      failure = error; // a study that is not here: the centre then
+      state.start = { kind: "prior" };
+      return load(this.backend, state.start);
+    });
+    if (state !== this.state) return; // another address came meanwhile
+    this.loaded = loaded;
     const { code, metadata, changes } = this.state;
     if (code && code.mean.length !== this.model.latent.size) this.state.code = null;
     this.state.metadata = metadata && legal(this.model, metadata);
     this.state.changes = legal(this.model, changes);
     this.start.show(this.loaded);
+    if (failure) this.start.fail(failure);
     this.spreadControls();
     this.switchTo(this.state.view);
   }
@@ -170,6 +180,9 @@ class Page {
     this.showFade();
     for (const radio of document.querySelectorAll<HTMLInputElement>("input[name=quantity]")) {
       radio.checked = radio.value === this.state.quantity;
+    }
+    for (const radio of document.querySelectorAll<HTMLInputElement>("input[name=zoom]")) {
+      radio.checked = Number(radio.value) === this.state.zoom;
     }
   }
 
@@ -213,7 +226,7 @@ class Page {
     page["decodes"] = String(Number(page["decodes"] ?? 0) + 1);
     page["times"] = JSON.stringify({ answer: answer.milliseconds, draw: performance.now() - start });
     page["painted"] = "true";
-    this.opening = this.openGraphics();
+    this.opening = this.openGraphics().catch((error: Error) => report(`The graphics did not start: ${error.message}. Reload the page.`, true));
   }
 
   /** Start what draws, after the page has shown the map without it. */
@@ -248,7 +261,7 @@ class Page {
         : [mean("Map", maps["mean"]!)];
     }
     if (this.answered.view === "counterfactual") {
-      const high = (this.limits.mean[1] - this.limits.mean[0]) / this.zoom();
+      const high = (this.limits.mean[1] - this.limits.mean[0]) / this.state.zoom;
       return [
         mean("As it is", maps["factual"]!),
         mean("If it were", maps["counterfactual"]!),
@@ -275,6 +288,17 @@ class Page {
     byId("region").textContent = this.regions ? (regionAt(this.regions, mm) ?? "–") : "–";
     page["mm"] = JSON.stringify(mm);
     page["value"] = String(values[0]);
+    if (move) this.follow();
+  }
+
+  /** Once the crosshair rests, the address and the strip's slice go where it is. */
+  private follow(): void {
+    window.clearTimeout(this.following);
+    this.following = window.setTimeout(() => {
+      this.keepAddress();
+      if (this.state.view !== "counterfactual" || page["settled"] !== "true") return; // else the strip is to come
+      this.showStrip(this.asked).catch((error: Error) => report(error.message, true));
+    }, REST);
   }
 
   /** Nothing moves any more: the 3-D view, the address, and what stands below the maps. */
@@ -307,13 +331,19 @@ class Page {
       const effect = await this.backend.effect(this.point(), changes).catch((error: Error) => error.message);
       if (mine === this.asked) showEffect(effect);
     }
+    await this.showStrip(mine);
+  }
+
+  private async showStrip(mine: number): Promise<void> {
+    const { changes } = this.state;
     const field = this.moving();
     if (!field) return this.strip.clear();
     const values = valuesOf(field);
     const strip = await this.backend.strip(this.point(), field.name, values, 2, this.mm[2]);
-    if (mine !== this.asked || !this.answer) return;
+    const grid = this.answer?.maps["factual"];
+    if (mine !== this.asked || !grid) return;
     const now = changes[field.name] ?? this.point().metadata[field.name];
-    this.strip.show(field, values, strip, this.answer.maps["factual"]!, this.mm, this.template,
+    this.strip.show(field, values, strip, grid, this.mm, this.template,
       this.limits.mean, typeof now === "number" ? now : null);
   }
 
@@ -326,10 +356,6 @@ class Page {
 
   private field(name: string): Field | undefined {
     return this.model.fields.find((field) => field.name === name);
-  }
-
-  private zoom(): number {
-    return Number(document.querySelector<HTMLInputElement>("input[name=zoom]:checked")?.value ?? 1);
   }
 
   // ------------------------------------------------------------------ views
@@ -410,8 +436,12 @@ class Page {
         this.ask();
       });
     }
-    for (const radio of document.querySelectorAll("input[name=zoom]")) {
-      radio.addEventListener("change", () => this.draw());
+    for (const radio of document.querySelectorAll<HTMLInputElement>("input[name=zoom]")) {
+      radio.addEventListener("change", () => {
+        this.state.zoom = Number(radio.value);
+        this.draw();
+        this.keepAddress();
+      });
     }
     byId("share-link").addEventListener("click", () => {
       this.keepAddress();
@@ -462,15 +492,15 @@ class Page {
       const why = this.backend.whyNot("nifti");
       if (why) throw new Error(why);
       const compared = this.state.view === "counterfactual" && Object.keys(this.state.changes).length > 0;
-      const quantity = compared ? "difference" : this.state.quantity;
+      const quantity = compared ? "difference" : quantityOf(this.state);
       save(await this.backend.nifti(this.point(), compared ? this.state.changes : null, quantity), `${name()}-${quantity}.nii.gz`);
     });
     on("get-png", async () => {
-      const caption = `${this.loaded.title} · ${this.model.name} ${this.model.version} · ${byId("mm").textContent ?? ""}`;
+      const caption = `${this.title()} · ${this.model.name} ${this.model.version} · ${byId("mm").textContent ?? ""}`;
       save(await picture(this.shown(), caption), `${name()}.png`);
     });
     on("get-html", async () => {
-      const { title } = this.loaded;
+      const title = this.title();
       const facts: [string, string][] = [
         ["Model", `${this.model.name} ${this.model.version}`],
         ["Code", title],
@@ -489,6 +519,13 @@ class Page {
     byId("copy-python").addEventListener("click", () => {
       void navigator.clipboard.writeText(byId("python").querySelector("pre")!.textContent ?? "");
     });
+  }
+
+  /** Where the code comes from, and whether sliders have moved it since. */
+  private title(): string {
+    const { loaded: { code, title }, state } = this;
+    const given = state.code === null || state.code === code || (state.start.kind === "peaks" && code === null);
+    return given ? title : `${title}, directions moved`;
   }
 
   private shown(): Panel[] {

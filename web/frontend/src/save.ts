@@ -3,7 +3,7 @@
 import type { Point } from "./backend";
 import { element } from "./dom";
 import type { Panel } from "./panel";
-import type { State } from "./state";
+import { quantityOf, type State } from "./state";
 
 export function save(blob: Blob, name: string): void {
   const link = element("a", { href: URL.createObjectURL(blob), download: name });
@@ -68,9 +68,8 @@ export function python(point: Point, state: State, run: string | null): string {
       'atlas.space.image(atlas.space.volume(parts.mean)).to_filename("mean.nii.gz")',
       'atlas.space.image(atlas.space.volume(total)).to_filename("sd.nii.gz")');
   } else {
-    lines.push(
-      "maps = atlas.decode(z, metadata)",
-      `maps.${state.quantity}.to_filename("${state.quantity}.nii.gz")`);
+    const quantity = quantityOf(state);
+    lines.push("maps = atlas.decode(z, metadata)", `maps.${quantity}.to_filename("${quantity}.nii.gz")`);
   }
   return lines.join("\n") + "\n";
 }

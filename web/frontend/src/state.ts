@@ -8,6 +8,8 @@ export const VIEWS = ["latent", "counterfactual", "confidence"] as const;
 export type View = (typeof VIEWS)[number];
 export const PARTS: readonly Part[] = ["decoder", "posterior", "imputation"];
 
+const ZOOMS = [1, 4, 16];
+
 /** Where a code comes from. */
 export type Start =
   | { kind: "prior" }
@@ -21,7 +23,8 @@ export interface State {
   code: Code | null; // null: as the start gives it
   metadata: Metadata | null; // null: as the start gives it
   changes: Record<string, Value | null>;
-  quantity: Quantity;
+  quantity: Quantity; // of the Latent Slider
+  zoom: number; // how much more sensitive the colours of a difference are than the map's
   parts: Part[];
   fade: number; // mean / sd below which the map fades out; 0: never
   mm: Vec3 | null;
@@ -34,10 +37,14 @@ export const FIRST: State = {
   metadata: null,
   changes: {},
   quantity: "mean",
+  zoom: 4,
   parts: [...PARTS],
   fade: 0,
   mm: null,
 };
+
+/** What the view's own map is: the others show the mean whatever the Latent Slider shows. */
+export const quantityOf = ({ view, quantity }: State): Quantity => (view === "latent" ? quantity : "mean");
 
 const round = (value: number): string => String(Number(value.toPrecision(4)));
 
@@ -80,6 +87,7 @@ export function toAddress(state: State): string {
   }
   for (const [name, value] of Object.entries(state.changes)) terms.set(`to.${name}`, valueToText(value));
   if (state.quantity !== FIRST.quantity) terms.set("show", state.quantity);
+  if (state.zoom !== FIRST.zoom) terms.set("zoom", round(state.zoom));
   if (state.parts.length !== PARTS.length) terms.set("parts", state.parts.join("*"));
   if (state.fade > 0) terms.set("fade", round(state.fade));
   if (state.mm) terms.set("mm", state.mm.map((x) => x.toFixed(0)).join(","));
@@ -105,6 +113,7 @@ export function fromAddress(text: string): State {
     if (key.startsWith("to.")) state.changes[key.slice(3)] = value;
   }
   if (terms.get("show") === "sd") state.quantity = "sd";
+  state.zoom = ZOOMS.find((zoom) => zoom === Number(terms.get("zoom"))) ?? FIRST.zoom;
   const parts = terms.get("parts")?.split("*");
   if (parts) state.parts = PARTS.filter((part) => parts.includes(part));
   state.fade = Math.min(Math.max(Number(terms.get("fade")) || 0, 0), 5);
