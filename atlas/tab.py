@@ -113,7 +113,9 @@ def _pack_runtimes(assets: Path, webgpu: bool) -> dict[str, dict[str, int]]:
     """Pack each runtime in its place; returns sizes by what it runs on."""
     files = {}
     for device, pattern in RUNTIMES.items():
-        (path,) = assets.glob(pattern)
+        path = next(assets.glob(pattern), None)
+        if path is None:
+            raise AtlasError(f"the built page has no runtime for {device}: run `make frontend`")
         if device == "wasm" or webgpu:
             files[device] = _pack(path, path.read_bytes())
         path.unlink()

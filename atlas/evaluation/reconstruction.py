@@ -99,7 +99,8 @@ def score(bench: Benchmark, predictors: Sequence[Predictor], split: str) -> dict
     rows, val = bench.rows(split), bench.rows("val")
     some = np.random.default_rng(0).permutation(len(val))[:_VAL_STUDIES]
     rates = {p.name: _rate_of(p, bench, rows) for p in predictors}
-    steps = len(FWHM_MM) * (2 + len(SIZES) + len(RATES)) + len(predictors) * (1 + len(FWHM_MM))
+    channels = {*RATES, *(round(rate, 1) for rate in rates.values() if rate)}
+    steps = len(FWHM_MM) * (2 + len(SIZES) + len(channels)) + len(predictors) * (1 + len(FWHM_MM))
     peers: dict[str, dict[str, Any]] = {}
     ours: dict[str, dict[str, Any]] = {p.name: {} for p in predictors}
     with progress.track(f"(c) scoring {split}", steps) as ticker:

@@ -48,7 +48,7 @@ export class LocalModel {
     const { resolve, reject } = this.waiting.get(message.id)!;
     this.waiting.delete(message.id);
     if (message.kind === "decoded") resolve(message.decoded);
-    else reject(new Error(`The model failed: ${message.reason}`));
+    else reject(new Error(`The model failed: ${message.reason}. If it goes on, reload the page.`));
   }
 
   private fail(reason: string): void {
