@@ -71,7 +71,7 @@ function painter(palette: Palette, [low, high]: Limits): (values: Float32Array, 
 }
 
 /** Colours of values. */
-export function colour(values: Float32Array, palette: Palette, limits: Limits): Uint8Array<ArrayBuffer> {
+function colour(values: Float32Array, palette: Palette, limits: Limits): Uint8Array<ArrayBuffer> {
   const out = new Uint32Array(values.length);
   painter(palette, limits)(values, out, 0);
   return new Uint8Array(out.buffer);

@@ -7,7 +7,7 @@ import type { Shown } from "./viewer";
 import { resample, type Grid, type Vec3, type Volume } from "./volume";
 
 const AXES: Record<Exclude<Side, "solid">, 0 | 1 | 2> = { sagittal: 0, coronal: 1, axial: 2 };
-const GREY: [number, number] = [20, 260]; // of the template, as NiiVue shows it
+export const GREY: [number, number] = [20, 260]; // of the template, in NiiVue as here
 
 /** A grid's plane across an axis, one voxel thick. */
 export function planeOf({ shape, origin, step }: Grid, axis: 0 | 1 | 2, mm: number): Grid {

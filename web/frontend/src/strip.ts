@@ -1,7 +1,7 @@
 // The map's axial slice across the values of a field, small, side by side; a click takes a value.
 
 import type { Field, Strip } from "./backend";
-import { colour } from "./colours";
+import { colourOn } from "./colours";
 import { element, format } from "./dom";
 import { reach } from "./metadata";
 import { painted, planeOf } from "./slices";
@@ -36,10 +36,10 @@ export class StripView {
     const [low, high] = field.trained ?? [-Infinity, Infinity];
     const focused = [...this.row.children].indexOf(document.activeElement!);
     this.row.replaceChildren(...values.map((value, i) => {
-      const over = resample({ ...planeOf(grid, 2, mm[2]), values: strip.slices[i]! }, plane);
+      const over = colourOn(plane, { ...planeOf(grid, 2, mm[2]), values: strip.slices[i]! }, "mean", limits);
       const beyond = value < low || value > high;
       const button = element("button", { type: "button", title: beyond ? `extrapolated: training saw ${format(low)} to ${format(high)}` : "" },
-        painted(plane, below, colour(over, "mean", limits)), element("span", {}, format(value)));
+        painted(plane, below, over), element("span", {}, format(value)));
       if (beyond) button.append(element("small", {}, "extrapolated"));
       button.classList.toggle("beyond", beyond);
       if (value === now) button.setAttribute("aria-current", "true");

@@ -11,6 +11,7 @@ import { DRAG_MODE, NVImage, Niivue, SLICE_TYPE } from "@niivue/niivue";
 
 import { colourOn, type Palette } from "./colours";
 import type { Template } from "./nifti";
+import { GREY } from "./slices";
 import { arrange, type Side } from "./tiles";
 import type { Grid, Vec3, Volume } from "./volume";
 
@@ -68,7 +69,7 @@ export class Viewer {
     });
     await nv.attachToCanvas(canvas);
     const background = await NVImage.loadFromUrl({
-      url: "template.nii", buffer: template.nifti, colormap: "gray", cal_min: 20, cal_max: 260,
+      url: "template.nii", buffer: template.nifti, colormap: "gray", cal_min: GREY[0], cal_max: GREY[1],
     });
     nv.addVolume(background);
     const viewer = new Viewer(nv, addColours(nv, background), template, canvas.parentElement!, solid);
