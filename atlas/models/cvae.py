@@ -204,7 +204,7 @@ class Imputer(nn.Module):
 
     def forward(self, z_BD: Tensor, m_BM: Tensor, kept_BM: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and log variance, (B, M) each, in units of the encoded metadata."""
-        known = torch.cat([z_BD.detach(), m_BM * kept_BM, kept_BM], dim=1)
+        known = torch.cat([z_BD.detach(), _rooted(m_BM * kept_BM, kept_BM)], dim=1)
         mean_BM, log_variance_BM = self.net(known).float().chunk(2, dim=1)
         return mean_BM, log_variance_BM.clamp(*LOG_VARIANCE_RANGE)
 

@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from atlas import config
 from atlas.data.dataset import Dataset
 from atlas.errors import AtlasError
-from atlas.training.module import AtlasModule
+from atlas.models import build
+from atlas.training.module import AtlasModule, parameter_groups
 from atlas.training.run import train
 
 pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory:UserWarning")
@@ -208,3 +210,34 @@ def test_training_ends_without_improvement_and_stays_ended(
     assert [float(row["val/bits"]) for row in rows(run)] == [3, 2, 1, 2.5]
     train(settings, small, run, resume=True)
     assert len(rows(run)) == 4 and next(scores) == 2.0
+
+
+def test_the_imputer_is_taught_within_a_run() -> None:
+    """Categories that follow from many small weights, both hidden now and then, in 576 steps."""
+    topics, tasks, steps = 50, 12, 576
+    torch.manual_seed(0)
+    settings = load(["model.latent=64", "train.lr=0.001", "train.weight_decay=1"])
+    model = build(settings.model, topics + tasks, 4)
+    optimizer = torch.optim.AdamW(parameter_groups(model, settings.train))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    belongs = torch.nn.functional.one_hot(torch.arange(topics) % tasks, tasks).float()
+    law = torch.distributions.Dirichlet(torch.full((topics,), 0.1))
+
+    def studies(number: int) -> Tensor:
+        weights = law.sample((number,))
+        return torch.cat([weights, weights @ belongs], dim=1)
+
+    for _ in range(steps):
+        m, kept = studies(64), (torch.rand(64, 2) > 0.15).float()
+        kept = kept.repeat_interleave(torch.tensor([topics, tasks]), dim=1)
+        mean, log_variance = model.impute(torch.randn(64, 64), m, kept)
+        nll = log_variance + (m - mean).square() * torch.exp(-log_variance)
+        optimizer.zero_grad()
+        ((nll * (1 - kept)).sum() / (1 - kept).sum()).backward()
+        optimizer.step()
+        schedule.step()
+    m, shown = studies(512), torch.ones(512, topics + tasks)
+    shown[:, topics:] = 0
+    found = model.impute(torch.randn(512, 64), m, shown)[0][:, topics:].detach()
+    truth = m[:, topics:]
+    assert 1 - (truth - found).square().sum() / (truth - truth.mean(0)).square().sum() > 0.7

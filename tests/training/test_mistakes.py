@@ -167,10 +167,10 @@ def test_resume_lists_every_change_and_force_goes_on_with_it(small: Dataset, run
     state = checkpoint(run)
     assert state["global_step"] == 14
     groups = state["optimizer_states"][0]["param_groups"]
-    assert [group["initial_lr"] for group in groups] == [1e-3, 1e-3]
-    assert [group["weight_decay"] for group in groups] == [0.5, 0]
+    assert [group["initial_lr"] for group in groups] == [1e-3, 1e-3, 4e-3]  # the imputer's last
+    assert [group["weight_decay"] for group in groups] == [0.5, 0, 0]
     assert all(group["betas"] == (0.9, 0.9) for group in groups)
-    assert state["lr_schedulers"][0]["base_lrs"] == [1e-3, 1e-3]
+    assert state["lr_schedulers"][0]["base_lrs"] == [1e-3, 1e-3, 4e-3]
 
 
 def test_resume_names_the_rows_of_another_table_of_fields(small: Dataset, run: Path) -> None:
