@@ -26,6 +26,12 @@ from ._options import data_option, json_option, print_json, run_argument, split_
     metavar="RUN2",
     help="Run of the baseline VAE on the same data, for the criteria; evaluated too.",
 )
+@click.option(
+    "--unreversed",
+    type=click.Path(path_type=Path),
+    metavar="RUN3",
+    help="Run trained with year.ramp=[1,1]: how well the year is read from its codes, beside.",
+)
 @click.option("--report/--no-report", default=True, help="Also write RUN/report/.")
 @json_option
 def evaluate(
@@ -34,6 +40,7 @@ def evaluate(
     split: str,
     samples: int,
     baseline: Path | None,
+    unreversed: Path | None,
     report: bool,
     as_json: bool,
 ) -> None:
@@ -43,7 +50,7 @@ def evaluate(
     from atlas.evaluation.evaluate import evaluate as score
     from atlas.evaluation.table import print_table
 
-    results = score(run, read(data) if data else None, split, samples, baseline)
+    results = score(run, read(data) if data else None, split, samples, baseline, unreversed)
     if report:
         pages.write(run, results)
     if as_json:

@@ -30,7 +30,7 @@ def at(image: nibabel.Nifti1Image, place_mm: tuple[int, int, int]) -> float:
 def test_it_is_small_and_says_what_it_is() -> None:
     folder = model_file.released()
     files = [path for path in folder.iterdir() if path.is_file()]
-    said = {"README.md", "results.json", "directions.json"}
+    said = {"README.md", "test_results.json", "validation.json", "directions.json"}
     assert {path.name for path in files} == {*said, model_file.CARD, model_file.WEIGHTS}
     assert sum(path.stat().st_size for path in files) < 20e6
     card = (folder / "README.md").read_text()
@@ -38,14 +38,19 @@ def test_it_is_small_and_says_what_it_is() -> None:
         assert word in card, word
 
 
-def test_it_says_how_often_its_intervals_cover() -> None:
-    found = json.loads((model_file.released() / "results.json").read_text())
+def test_it_says_what_was_measured_of_it() -> None:
+    folder = model_file.released()
+    found = json.loads((folder / "test_results.json").read_text())
+    card = model_file.read(folder)[1]
     assert found["split"] == "test" and found["studies"] == 1966
-    levels = [row["level"] for row in found["coverage"]]
-    shares = [row["covered"] for row in found["coverage"]]
-    assert levels == [0.5, 0.8, 0.9, 0.95]
+    assert found["dataset"] == card.dataset
+    assert found["latent"]["active_units"] == found["latent"]["size"] == 64
+    shares = [share[0] for share in found["uncertainty_coverage"].values()]
     assert shares == sorted(shares) and 0 < shares[0] <= shares[-1] <= 1
-    assert shares == [share[0] for share in found["uncertainty_coverage"].values()]
+    assert all(criterion["pass"] for criterion in found["criteria"])
+    assert found["year"]["without_reversal"]["chance"] == found["year"]["chance"]
+    checks = json.loads((folder / "validation.json").read_text())["checks"]
+    assert checks and all(check["pass"] for check in checks)
 
 
 def test_it_knows_language_from_vision(atlas: Atlas) -> None:

@@ -106,6 +106,7 @@ def evaluate(
     split: str = "test",
     samples: int = SAMPLES,
     baseline: Path | None = None,
+    unreversed: Path | None = None,
 ) -> dict[str, Any]:
     """Score a run and write RUN/test_results.json.
 
@@ -121,6 +122,8 @@ def evaluate(
         Codes of the prior that the density of an unseen study averages over.
     baseline : Path, optional
         A run of the baseline model on the same data, which the criteria compare with.
+    unreversed : Path, optional
+        A run without the reversed gradient: how well the year is read from its codes stands beside.
 
     Returns
     -------
@@ -149,6 +152,8 @@ def evaluate(
         "year": year_accuracy(model, card, parts["train"], parts[split]),
         **held_out.measure(model, card, parts[split]),
     }
+    if unreversed and results["year"]:
+        results["year"]["without_reversal"] = year_without(unreversed, dataset, split)
     results["below"] = below_baselines(results["methods"])
     other = baseline_results(baseline, card, dataset, split, samples) if baseline else None
     results["criteria"] = criteria.judge(Atlas(model, card), results, results["task"], other)
@@ -419,33 +424,51 @@ def year_accuracy(
     Read by the trained year head, and by fresh probes on the frozen codes (`probes`). The encoder
     is not shown the year. None for a model without a year head, or where no year is known.
     """
-    codes, bins = _codes_without_year(model, card, split)
-    if model.year is None or not (bins >= 0).any():
-        return None
+    means, drawn, bins = _codes_without_year(model, card, split)
     known = bins >= 0
+    if model.year is None or not known.any():
+        return None
     with torch.inference_mode():
-        head = objectives.predicted_bin(model.year(torch.from_numpy(codes[known]))).numpy()
+        head = objectives.predicted_bin(model.year(torch.from_numpy(means[known]))).numpy()
     adversary = probes.score(head, bins[known])
+    means_train, drawn_train, bins_train = _codes_without_year(model, card, train)
     return {
         "balanced_accuracy": adversary["balanced_accuracy"][0],
         "chance": round(1 / len(np.unique(bins[known])), 4),
         "adversary": adversary,
-        "probes": probes.read_bins(*_codes_without_year(model, card, train), codes, bins),
+        "probes": probes.read_bins(means_train, bins_train, means, bins),
+        "probes_drawn": probes.read_bins(drawn_train, bins_train, drawn, bins),
     }
+
+
+def year_without(run: Path, dataset: Dataset, split: str) -> dict[str, Any] | None:
+    """`year_accuracy` of another run on the same studies."""
+    model, card = model_file.read(run)
+    dataset = own_dataset(run, card, dataset)
+    return year_accuracy(model, card, *(Split(dataset, name, card) for name in ("train", split)))
 
 
 @torch.inference_mode()
 def _codes_without_year(
     model: Model, card: model_file.Card, split: Split
-) -> tuple[np.ndarray, np.ndarray]:
-    """Posterior means (S, D) of an encoder that is not shown the year, and year bins (S,)."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Codes of an encoder that is not shown the year, and year bins (S,).
+
+    The posterior's means (S, D), and one draw from it (S, D), which is what decoder and adversary
+    were trained on: a difference between means that is small beside the posterior's spread is
+    there for a probe, and for nothing else.
+    """
     table = card.table()
     shown_M = torch.ones(table.width)
     shown_M[table.slices["year"]] = 0
-    codes = [
-        model.encode(b.volume_B1XYZ, b.metadata_BM, b.observed_BM * shown_M)[0] for b in split.whole
-    ]
-    return _stack(codes), _stack([batch.year_bin_B for batch in split.whole])
+    generator = torch.Generator().manual_seed(0)
+    means, drawn = [], []
+    for b in split.whole:
+        mean, log_variance = model.encode(b.volume_B1XYZ, b.metadata_BM, b.observed_BM * shown_M)
+        noise = torch.randn(mean.shape, generator=generator)
+        means.append(mean)
+        drawn.append(mean + torch.exp(0.5 * log_variance) * noise)
+    return _stack(means), _stack(drawn), _stack([batch.year_bin_B for batch in split.whole])
 
 
 LOWER_IS_BETTER = ("mse", "rmse")

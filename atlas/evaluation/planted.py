@@ -35,6 +35,7 @@ from .simulation import (
 
 SUBTRACTION_FWHM_MM = 24.0  # near the width of the places, so that subtraction is a fair peer
 PERMUTATIONS = 200
+YEAR_SETTINGS = ("train.epochs=24", "kl.beta=0.001")
 Train = Callable[[config.Config, Dataset, Path], Path]  # `atlas.training.run.train`
 
 
@@ -263,9 +264,11 @@ def year_reversal(
     train: Train,
     design: Design = WITH_YEARS,
     overrides: Sequence[str] = (),
-    weight: float = 5.0,
+    weight: float = 1.0,
 ) -> dict[str, Any]:
     """Train on a planted year effect without and with the reversal, and write OUT/year.json.
+
+    Longer than `run` does, from a lower beta: the code has to hold something first.
 
     Parameters
     ----------
@@ -284,7 +287,7 @@ def year_reversal(
     dataset, _ = simulate(out / "dataset", design)
     results = {}
     for name, ramp in (("without", "[1, 1]"), ("with", "[0, 0.2]")):
-        settings = [*overrides, f"year.weight={weight}", f"year.ramp={ramp}"]
+        settings = [*YEAR_SETTINGS, *overrides, f"year.weight={weight}", f"year.ramp={ramp}"]
         scores = evaluate(train(config.load("planted", settings), dataset, out / name), dataset)
         ours = scores["methods"]["atlas"]
         results[name] = {k: ours[k] for k in ("r", "mse", "bits_half")} | {"year": scores["year"]}

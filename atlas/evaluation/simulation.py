@@ -112,7 +112,7 @@ class Design:
 
 # Enough peaks for a region of the size of a place to say what happens there.
 STANDARD = Design(studies=800, peaks=400.0)
-WITH_YEARS = Design(effects=(*EFFECTS, *YEAR_EFFECTS))
+WITH_YEARS = Design(studies=800, peaks=400.0, effects=(*EFFECTS, *YEAR_EFFECTS))
 
 
 class Truth:

@@ -70,17 +70,23 @@ def summary(results: dict[str, Any]) -> list[str]:
 
 def _year_lines(year: dict[str, Any]) -> list[str]:
     """Say how well the year is read from codes, and by whom."""
-    readers = {
-        "year adversary": year["adversary"],
-        **{f"{name} probe of the year": scores for name, scores in year["probes"].items()},
-    }
-    return [
-        f"{name}: balanced accuracy {s['balanced_accuracy'][0]:.3f} "
-        f"({s['balanced_accuracy'][1]:.3f} to {s['balanced_accuracy'][2]:.3f}), "
-        f"chance {year['chance']:.3f} "
-        f"({s['permutation'][0]:.3f} to {s['permutation'][1]:.3f} with permuted years)"
-        for name, s in readers.items()
-    ]
+    lines = []
+    for run, found in (("", year), (" without reversal", year.get("without_reversal"))):
+        if not found:
+            continue
+        readers = {
+            "year adversary": found["adversary"],
+            **{f"{name} probe of the year": s for name, s in found["probes"].items()},
+            **{f"{name} probe, codes drawn": s for name, s in found["probes_drawn"].items()},
+        }
+        lines += [
+            f"{name}{run}: balanced accuracy {s['balanced_accuracy'][0]:.3f} "
+            f"({s['balanced_accuracy'][1]:.3f} to {s['balanced_accuracy'][2]:.3f}), "
+            f"chance {found['chance']:.3f} "
+            f"({s['permutation'][0]:.3f} to {s['permutation'][1]:.3f} with permuted years)"
+            for name, s in readers.items()
+        ]
+    return lines
 
 
 def _cell(interval: list[float] | None) -> str:

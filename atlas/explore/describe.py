@@ -52,25 +52,16 @@ def describe(
 def coverage(run: Path | None) -> list[dict[str, float]] | None:
     """Return how many held-out cells each nominal interval covered, as evaluation measured it.
 
-    RUN/test_results.json, or results.json beside the released model; None where there is none.
+    From RUN/test_results.json; the released model carries its own. None where there is none.
     """
-    folder = run or model_file.released()
-    for name in ("test_results.json", "results.json"):
-        try:
-            found = json.loads((folder / name).read_text())
-            if "coverage" in found:
-                return [
-                    {"level": float(row["level"]), "covered": float(row["covered"])}
-                    for row in found["coverage"]
-                ]
-            measured = found["uncertainty_coverage"]
-            return [
-                {"level": int(level) / 100, "covered": float(share[0])}
-                for level, share in measured.items()
-            ]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            continue
-    return None
+    try:
+        found = json.loads(((run or model_file.released()) / "test_results.json").read_text())
+        return [
+            {"level": int(level) / 100, "covered": float(share[0])}
+            for level, share in found["uncertainty_coverage"].items()
+        ]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def _why_no_regions() -> str | None:

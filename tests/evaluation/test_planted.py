@@ -182,10 +182,10 @@ def test_a_model_finds_what_was_planted_and_nothing_else(tmp_path: Path) -> None
 def test_the_reversal_takes_a_planted_year_out_of_the_codes(tmp_path: Path) -> None:
     from atlas.training.run import train
 
-    found = planted.year_reversal(tmp_path, train, overrides=["train.epochs=12"])
+    found = planted.year_reversal(tmp_path, train)
     read = {
-        run: max(p["balanced_accuracy"][0] for p in scores["year"]["probes"].values())
+        run: max(p["balanced_accuracy"][0] for p in scores["year"]["probes_drawn"].values())
         for run, scores in found.items()
     }
-    assert read["without"] > 0.25, read
+    assert read["without"] > 0.2, read
     assert read["with"] - 0.1 < 0.5 * (read["without"] - 0.1), read

@@ -76,9 +76,13 @@ def test_bad_input_is_named() -> None:
 
 def test_the_summary_names_every_reader() -> None:
     score = {"balanced_accuracy": [0.31, 0.28, 0.34], "permutation": [0.09, 0.11]}
-    year = {"chance": 0.1, "adversary": score, "probes": {"linear": score, "mlp": score}}
+    both = {"linear": score, "mlp": score}
+    year = {"chance": 0.1, "adversary": score, "probes": both, "probes_drawn": both}
+    year["without_reversal"] = dict(year)
     latent = {"active_units": 1, "size": 2, "kl_nats": 3.0, "mean_pairwise_correlation": 0.5}
     rest = {"uncertainty_coverage": {}, "imputation": {}, "below": {}}
     lines = summary({"latent": latent, "year": year, **rest})
-    for name in ("year adversary", "linear probe", "mlp probe"):
-        assert any(line.startswith(name) and "0.310 (0.280 to 0.340)" in line for line in lines)
+    readers = ("year adversary", "linear probe of the year", "mlp probe, codes drawn")
+    for name in (*readers, *(f"{reader} without reversal" for reader in readers)):
+        start = f"{name}: balanced accuracy 0.310 (0.280 to 0.340)"
+        assert any(line.startswith(start) for line in lines), name

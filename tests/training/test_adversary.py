@@ -74,5 +74,10 @@ def test_an_ordinal_head_trains_is_kept_in_the_card_and_is_scored(
     model, card = model_file.read(run)
     assert card.year_head == "ordinal"
     assert model.year is not None and model.year[-1].out_features == 9
-    year = evaluate(run, planted, samples=1)["year"]
+    results = evaluate(run, planted, samples=1, baseline=run, unreversed=run)
+    year = results["year"]
     assert year is not None and 0 <= year["balanced_accuracy"] <= 1
+    beside = year.pop("without_reversal")
+    assert beside == year and set(year["probes"]) == set(year["probes_drawn"])
+    against = [c for c in results["criteria"] if c["name"].endswith("against the baseline VAE")]
+    assert [c["pass"] for c in against] == [False, False]  # no better than itself
