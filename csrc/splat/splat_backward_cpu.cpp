@@ -34,12 +34,12 @@ struct Board {
   std::vector<T> value;  // max: the greatest value. union: the product of rests
   std::vector<T> grad;   // grad_out, where it cannot be read in place
   std::vector<T> columns;
-  RowLimits limits;
+  RowTable table;
   const T neutral;
 
   explicit Board(const SplatProblem& problem)
       : touched(problem.shape[1]),
-        limits(problem),
+        table(problem),
         neutral(problem.mode == SplatMode::union_ ? T(1) : T(0)) {
     const size_t size = static_cast<size_t>(problem.shape[1] * problem.shape[2] + 2 * kBlock);
     if (problem.mode != SplatMode::sum) value.assign(size, neutral);
@@ -68,10 +68,10 @@ ATLAS_INLINE T rest_of(T value) {
 
 template <SplatMode mode, bool taper, typename T>
 ATLAS_INLINE void mark_focus(const Scene<T>& scene, const Focus& focus, int64_t x, Board<T>& board) {
-  const auto visit = [&](const Row<T>& row, const auto& cover) ATLAS_INLINED {
+  const auto visit = [&](const Row<T>& row, const auto& cover, auto n) ATLAS_INLINED {
     T* best = board.value.data() + row.start;
     ATLAS_INDEPENDENT
-    for (int i = 0; i < (row.n & -kBlock); ++i) {
+    for (int i = 0; i < n; ++i) {
       const T value = kept(row.template at<taper>(i), cover(i));
       if constexpr (mode == SplatMode::union_) {
         best[i] *= rest_of(value);
@@ -80,7 +80,7 @@ ATLAS_INLINE void mark_focus(const Scene<T>& scene, const Focus& focus, int64_t 
       }
     }
   };
-  for_each_row<taper>(scene, focus, x, board.limits, visit);
+  for_each_row<taper>(scene, focus, x, board.table, visit);
 }
 
 // 1 where a focus has the maximum, which it then takes away, so that the first of equals has it.
@@ -99,18 +99,20 @@ template <SplatMode mode, bool taper, typename T>
 ATLAS_INLINE void gather_rows(const Scene<T>& scene, const Focus& focus, int64_t x, Board<T>& board,
                               const T* grad, size_t stride) {
   const double *mm_y = scene.mm(focus, 1), *y2 = scene.square(focus, 1);
+  const T* gauss_y = scene.gauss(focus, 1);
+  const double gauss_x = static_cast<double>(scene.gauss(focus, 0)[x - focus.axis[0].span.begin]);
   T* columns = board.columns.data();
   T* board_values = board.value.data();
-  const auto visit = [&](const Row<T>& row, const auto& cover) ATLAS_INLINED {
+  const auto visit = [&](const Row<T>& row, const auto& cover, auto n) ATLAS_INLINED {
     T *sum = columns + row.first, *sum_y = sum + stride, *sum_yy = sum_y + stride;
     T *flat = sum_yy + stride, *flat_y = flat + stride, *flat_yy = flat_y + stride;
     const T* here = grad + row.start;
     T* best = board_values + (mode == SplatMode::sum ? 0 : row.start);  // a sum has no board
-    const double g = row.gauss_xy, dy = mm_y[row.j], yy = y2[row.j];
+    const double g = gauss_x * static_cast<double>(gauss_y[row.j]), dy = mm_y[row.j], yy = y2[row.j];
     const T one = static_cast<T>(g), one_y = static_cast<T>(g * dy), one_yy = static_cast<T>(g * yy);
     const T of_y = static_cast<T>(dy), of_yy = static_cast<T>(yy);
     ATLAS_INDEPENDENT
-    for (int i = 0; i < (row.n & -kBlock); ++i) {
+    for (int i = 0; i < n; ++i) {
       T flow = here[i];
       int counts = cover(i);
       if constexpr (mode == SplatMode::max) {
@@ -128,7 +130,7 @@ ATLAS_INLINE void gather_rows(const Scene<T>& scene, const Focus& focus, int64_t
       }
     }
   };
-  for_each_row<taper>(scene, focus, x, board.limits, visit);
+  for_each_row<taper>(scene, focus, x, board.table, visit);
 }
 
 // Closes a plane: the factors of z, and those of x.

@@ -27,10 +27,10 @@ struct Canvas {
   std::vector<T> values;     // one plane
   std::vector<Out> packed;   // the same rounded, where Out is not T
   std::vector<Out> chosen;   // the same, of some voxels only
-  RowLimits limits;
+  RowTable table;
   static constexpr bool packs = !std::is_same_v<T, Out>;
 
-  explicit Canvas(const SplatProblem& problem) : touched(problem.shape[1]), limits(problem) {
+  explicit Canvas(const SplatProblem& problem) : touched(problem.shape[1]), table(problem) {
     const size_t size = static_cast<size_t>(problem.shape[1] * problem.shape[2] + 2 * kBlock);
     values.assign(size, T(0));
     if (packs) packed.assign(size, Out{});
@@ -55,41 +55,41 @@ ATLAS_INLINE T combined(T before, T value) {
 
 // Voxels of a block that are not covered get the value 0, which changes nothing in any mode.
 template <SplatMode mode, bool taper, typename T>
-ATLAS_INLINE void draw_focus(const Scene<T>& scene, const Focus& focus, int64_t x, RowLimits& limits,
+ATLAS_INLINE void draw_focus(const Scene<T>& scene, const Focus& focus, int64_t x, RowTable& table,
                              T* plane) {
-  for_each_row<taper>(scene, focus, x, limits, [&](const Row<T>& row, const auto& cover) ATLAS_INLINED {
+  for_each_row<taper>(scene, focus, x, table, [&](const Row<T>& row, const auto& cover, auto n) ATLAS_INLINED {
     T* out = plane + row.start;
     ATLAS_INDEPENDENT
-    for (int i = 0; i < (row.n & -kBlock); ++i) {
+    for (int i = 0; i < n; ++i) {
       out[i] = combined<mode>(out[i], kept(row.template at<taper>(i), cover(i)));
     }
   });
 }
 
 template <SplatMode mode, typename T>
-ATLAS_INLINE void draw_in_mode(const Scene<T>& scene, int64_t x, RowLimits& limits, T* plane) {
+ATLAS_INLINE void draw_in_mode(const Scene<T>& scene, int64_t x, RowTable& table, T* plane) {
   for_each_focus(scene, x, [&](const Focus& focus, auto taper) ATLAS_INLINED {
-    draw_focus<mode, decltype(taper)::value>(scene, focus, x, limits, plane);
+    draw_focus<mode, decltype(taper)::value>(scene, focus, x, table, plane);
   });
 }
 
 template <typename T>
-ATLAS_INLINE void draw_plane(const Scene<T>& scene, int64_t x, RowLimits& limits, T* plane) {
+ATLAS_INLINE void draw_plane(const Scene<T>& scene, int64_t x, RowTable& table, T* plane) {
   const SplatMode mode = scene.problem.mode;
   if (mode == SplatMode::sum || scene.problem.count) {
-    draw_in_mode<SplatMode::sum>(scene, x, limits, plane);
+    draw_in_mode<SplatMode::sum>(scene, x, table, plane);
   } else if (mode == SplatMode::union_) {
-    draw_in_mode<SplatMode::union_>(scene, x, limits, plane);
+    draw_in_mode<SplatMode::union_>(scene, x, table, plane);
   } else {
-    draw_in_mode<SplatMode::max>(scene, x, limits, plane);
+    draw_in_mode<SplatMode::max>(scene, x, table, plane);
   }
 }
 
-ATLAS_MULTIVERSION void draw(const Scene<float>& scene, int64_t x, RowLimits& limits, float* plane) {
-  draw_plane(scene, x, limits, plane);
+ATLAS_MULTIVERSION void draw(const Scene<float>& scene, int64_t x, RowTable& table, float* plane) {
+  draw_plane(scene, x, table, plane);
 }
-ATLAS_MULTIVERSION void draw(const Scene<double>& scene, int64_t x, RowLimits& limits, double* plane) {
-  draw_plane(scene, x, limits, plane);
+ATLAS_MULTIVERSION void draw(const Scene<double>& scene, int64_t x, RowTable& table, double* plane) {
+  draw_plane(scene, x, table, plane);
 }
 
 template <typename T, typename Out>
@@ -114,7 +114,7 @@ bool fill_canvas(const Scene<T>& scene, int64_t x, Canvas<T, Out>& canvas) {
     canvas.touched.add(scene.foci[static_cast<size_t>(*f)]);
   }
   if (!canvas.touched.any()) return false;
-  draw(scene, x, canvas.limits, canvas.values.data());
+  draw(scene, x, canvas.table, canvas.values.data());
   if constexpr (Canvas<T, Out>::packs) {
     canvas.touched.for_each(scene.problem.shape[2], [&](int64_t first, int64_t n) {
       pack(canvas.values.data() + first, canvas.packed.data() + first, n);

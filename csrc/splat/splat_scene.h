@@ -103,7 +103,7 @@ void add_tables(Scene<T>& scene, Focus& focus, std::vector<double>& gauss) {
   }
 }
 
-// What RowLimits needs.
+// What RowTable needs.
 template <typename T>
 void add_z2_floats(Scene<T>& scene, Focus& focus) {
   if (!std::is_same_v<T, float>) return;
@@ -189,9 +189,11 @@ ATLAS_INLINE Rows plane_rows(const Scene<T>& scene, const Focus& focus, int64_t 
   if (scene.problem.support != SplatSupport::box) {
     rows.limit = focus.radius2;
     const double nearest_z2 = z2[focus.nearest[2]];
-    const auto empty = [&](int64_t j) { return rows.x2 + y2[j] + nearest_z2 > rows.limit; };
-    while (rows.y.begin < rows.y.end && empty(rows.y.begin)) ++rows.y.begin;
-    while (rows.y.begin < rows.y.end && empty(rows.y.end - 1)) --rows.y.end;
+    int before = 0, after = 0;  // rows without a covered voxel; counted, since they lie at the ends
+    const int64_t middle = focus.nearest[1];
+    for (int64_t j = 0; j < middle; ++j) before += rows.x2 + y2[j] + nearest_z2 > rows.limit;
+    for (int64_t j = middle; j < rows.y.end; ++j) after += rows.x2 + y2[j] + nearest_z2 > rows.limit;
+    rows.y = {before, rows.y.end - after};
     // Of the longest row; of each block, the voxel nearest to the focus.
     const double xy2 = rows.x2 + y2[focus.nearest[1]];
     while (rows.first + kBlock <= focus.nearest[2] && xy2 + z2[rows.first + kBlock - 1] > rows.limit) {
@@ -203,7 +205,10 @@ ATLAS_INLINE Rows plane_rows(const Scene<T>& scene, const Focus& focus, int64_t 
   return rows;
 }
 
-// Which voxels of a row are covered: by definition, or `quick`, see RowLimits.
+template <int n>
+using Count = std::integral_constant<int, n>;
+
+// Which voxels of a row are covered: by definition, or `quick`, see RowTable.
 template <bool quick>
 struct Cover {
   const double* z2;
@@ -217,57 +222,65 @@ struct Cover<true> {
   ATLAS_INLINE int operator()(int i) const { return z2[i] <= limit; }
 };
 
-// For each row of a focus in one plane the greatest z2 that is covered, so that covering costs one
-// comparison of floats a voxel, where the definition takes a sum and a comparison of doubles. A row with
-// a voxel too near to the edge for both to decide alike gets -1.
-class RowLimits {
+// What the rows of a focus in one plane need of floats alone, made for all of them at once: the greatest
+// z2 that is covered, so that covering costs one comparison of floats a voxel, where the definition takes
+// a sum and a comparison of doubles; and the value where z is 0.
+class RowTable {
  public:
-  explicit RowLimits(const SplatProblem& problem)
-      : limits_(static_cast<size_t>(problem.shape[1] + kBlock)) {}
+  explicit RowTable(const SplatProblem& problem)
+      : limits_(static_cast<size_t>(problem.shape[1] + kBlock)), scales_(limits_.size()) {}
 
-  float operator[](int64_t row) const { return limits_[static_cast<size_t>(row)]; }
+  float limit(int64_t row) const { return limits_[static_cast<size_t>(row)]; }
+  float scale(int64_t row) const { return scales_[static_cast<size_t>(row)]; }
 
-  // In whole blocks of rows: tables along y are padded too.
-  ATLAS_INLINE void find(const Scene<float>& scene, const Focus& focus, const Rows& rows) {
-    const int64_t n = focus.axis[1].span.end - focus.axis[1].span.begin;
+  // In whole blocks of rows: tables along y are padded too. False if a voxel is too near to the edge for
+  // both to decide alike: then no limit holds.
+  ATLAS_INLINE bool find(const Scene<float>& scene, const Focus& focus, const Rows& rows) {
+    const int64_t n = focus.axis[1].span.end - focus.axis[1].span.begin, padded = (n + kBlock - 1) & -kBlock;
     const double *y2 = scene.square(focus, 1), left = rows.limit - rows.x2;
-    const float per_step = static_cast<float>(1 / std::abs(scene.problem.spacing[2]));
-    const float centre = focus.centre_z;
-    float* ATLAS_RESTRICT limits = limits_.data();
+    const double height = focus.weight * focus.unit, gauss_x = rows.gauss_x;
+    const float* ATLAS_RESTRICT gauss_y = scene.gauss(focus, 1);
+    float *ATLAS_RESTRICT limits = limits_.data(), *ATLAS_RESTRICT scales = scales_.data();
+    for (int64_t j = 0; j < padded; ++j) {
+      scales[j] = static_cast<float>(height * (gauss_x * static_cast<double>(gauss_y[j])));
+    }
     if (!(left < HUGE_VAL)) {
       std::fill_n(limits, n, HUGE_VALF);
-    } else if (focus.floats_decide) {
-      for (int64_t j = 0; j < ((n + kBlock - 1) & -kBlock); ++j) {
-        limits[j] = static_cast<float>(left - y2[j]);
-      }
-    } else {
-      for (int64_t j = 0; j < ((n + kBlock - 1) & -kBlock); ++j) {
-        const double r2 = left - y2[j];
-        const float limit = static_cast<float>(r2 > 0 ? r2 : 0), reach = std::sqrt(limit) * per_step;
-        const float unsure = std::min(to_whole(centre + reach), to_whole(centre - reach));
-        limits[j] = (unsure > 1e-3f) & (reach < 1000) ? limit : -1;  // floats hold such places to 1e-4
-      }
+      return true;
     }
+    for (int64_t j = 0; j < padded; ++j) limits[j] = static_cast<float>(left - y2[j]);
+    return focus.floats_decide || sure(scene, focus, rows);
   }
 
  private:
+  // Floats hold places to 1e-4.
+  ATLAS_INLINE bool sure(const Scene<float>& scene, const Focus& focus, const Rows& rows) const {
+    const float per_step = static_cast<float>(1 / std::abs(scene.problem.spacing[2]));
+    const float centre = focus.centre_z;
+    int unsure = 0;  // a limit below 0, by rounding, is unsure too
+    for (int64_t j = rows.y.begin; j < rows.y.end; ++j) {
+      const float reach = std::sqrt(limits_[static_cast<size_t>(j)]) * per_step;
+      const float off = std::min(to_whole(centre + reach), to_whole(centre - reach));
+      unsure += !((off > 1e-3f) & (reach < 1000));
+    }
+    return !unsure;
+  }
+
   // How far a place is from the nearest whole number.
   static ATLAS_INLINE float to_whole(float place) {
     constexpr float kWhole = 0x1.8p23f;
     return std::abs((place + kWhole - kWhole) - place);
   }
 
-  std::vector<float> limits_;
+  std::vector<float> limits_, scales_;
 };
 
-// One row: n voxels, whole blocks, from `start` in the plane on; the values of a focus there are
-// scale * gauss[i] + base + rise * z2[i]. Forward and backward must agree to the bit on who wins a
-// maximum, so both take them from here.
+// One row, from `start` in the plane on; the values of a focus there are scale * gauss[i] + base + rise *
+// z2[i]. Forward and backward must agree to the bit on who wins a maximum, so both take them from here.
 template <typename T>
 struct Row {
   int64_t start, j;  // j: its place in the y table
-  int first, n;      // first: the place of its first voxel in the z table
-  double xy2, gauss_xy;
+  int first;         // the place of its first voxel in the z table
   const T* gauss;
   const double* z2;
   T scale, base, rise;
@@ -292,13 +305,10 @@ ATLAS_INLINE void for_each_focus(const Scene<T>& scene, int64_t x, const Visit& 
   }
 }
 
-// Calls visit(row, cover) for each row of a focus in plane x that holds covered voxels.
-template <bool taper, typename T, typename Visit>
-ATLAS_INLINE void for_each_row(const Scene<T>& scene, const Focus& focus, int64_t x, RowLimits& limits,
-                               const Visit& visit) {
-  constexpr bool may_be_quick = !taper && std::is_same_v<T, float>;
-  const Rows rows = plane_rows(scene, focus, x);
-  if constexpr (may_be_quick) limits.find(scene, focus, rows);
+// Calls visit(row, cover, n) for each of the rows; `n`, its voxels, is an int or a constant.
+template <bool taper, bool quick, typename T, typename N, typename Visit>
+ATLAS_INLINE void for_rows(const Scene<T>& scene, const Focus& focus, const Rows& rows,
+                           const RowTable& table, N n, const Visit& visit) {
   const T* gauss_y = scene.gauss(focus, 1);
   const double *y2 = scene.square(focus, 1), height = focus.weight * focus.unit;
   const int64_t row_length = scene.problem.shape[2];
@@ -306,26 +316,37 @@ ATLAS_INLINE void for_each_row(const Scene<T>& scene, const Focus& focus, int64_
   row.start = (focus.axis[1].span.begin + rows.y.begin) * row_length;
   row.start += focus.axis[2].span.begin + rows.first;
   row.first = rows.first;
-  row.n = rows.n;
   row.gauss = scene.gauss(focus, 2) + rows.first;
   row.z2 = scene.square(focus, 2) + rows.first;
   for (row.j = rows.y.begin; row.j < rows.y.end; ++row.j, row.start += row_length) {
-    row.xy2 = rows.x2 + y2[row.j];
-    row.gauss_xy = rows.gauss_x * static_cast<double>(gauss_y[row.j]);
-    row.scale = static_cast<T>(height * row.gauss_xy);
-    if constexpr (taper) {
-      row.base = static_cast<T>(-height * focus.edge * (1 + focus.end - row.xy2 * focus.per));
-      row.rise = static_cast<T>(height * focus.edge * focus.per);
-    }
-    if constexpr (may_be_quick) {
-      const float limit = limits[row.j];
-      if (limit >= 0) {
-        visit(row, Cover<true>{scene.z2_float(focus) + rows.first, limit});
-        continue;
+    if constexpr (quick) {
+      row.scale = table.scale(row.j);
+      visit(row, Cover<true>{scene.z2_float(focus) + rows.first, table.limit(row.j)}, n);
+    } else {
+      const double xy2 = rows.x2 + y2[row.j], gauss_xy = rows.gauss_x * static_cast<double>(gauss_y[row.j]);
+      row.scale = static_cast<T>(height * gauss_xy);
+      if constexpr (taper) {
+        row.base = static_cast<T>(-height * focus.edge * (1 + focus.end - xy2 * focus.per));
+        row.rise = static_cast<T>(height * focus.edge * focus.per);
       }
+      visit(row, Cover<false>{row.z2, xy2, rows.limit}, n);
     }
-    visit(row, Cover<false>{row.z2, row.xy2, rows.limit});
   }
+}
+
+// Calls visit(row, cover, n) for each row of a focus in plane x that holds covered voxels: n of them,
+// whole blocks, a constant where they are few, since a loop of unknown length costs more than its work.
+template <bool taper, typename T, typename Visit>
+ATLAS_INLINE void for_each_row(const Scene<T>& scene, const Focus& focus, int64_t x, RowTable& table,
+                               const Visit& visit) {
+  const Rows rows = plane_rows(scene, focus, x);
+  if constexpr (!taper && std::is_same_v<T, float>) {
+    if (table.find(scene, focus, rows)) {
+      if (rows.n == 3 * kBlock) return for_rows<taper, true>(scene, focus, rows, table, Count<3 * kBlock>(), visit);
+      return for_rows<taper, true>(scene, focus, rows, table, rows.n & -kBlock, visit);
+    }
+  }
+  for_rows<taper, false>(scene, focus, rows, table, rows.n & -kBlock, visit);
 }
 
 // ---- the rows of a plane that any focus reaches ------------------------------------------------
