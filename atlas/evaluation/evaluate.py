@@ -228,8 +228,13 @@ def unseen_density(
 ) -> np.ndarray:
     """Density of a study of which only the metadata in `shown`, (M,), are known, (S, V).
 
-    A model whose code was dropped in training says it at z = 0; others average over the prior.
+    A model whose code was dropped in training says it at z = 0; others average over the prior. One
+    that takes no metadata says the same of every study.
     """
+    if not model.conditional:
+        sizes = [len(batch.ids) for batch in batches]
+        one = Batch(*(part[:1] for part in next(iter(batches))))
+        return average(model, one, *unseen_law(model, samples)).numpy().repeat(sum(sizes), axis=0)
     return predictive(model, batches, *unseen_law(model, samples), torch.from_numpy(shown))
 
 
