@@ -18,7 +18,7 @@ from atlas.data.batches import Request, StudyBatches
 from atlas.data.dataset import Dataset
 from atlas.data.sources import Provenance
 from atlas.errors import AtlasError
-from atlas.evaluation.evaluate import evaluate
+from atlas.evaluation.evaluate import Split, evaluate, predictive, unseen_density, unseen_law
 from atlas.inference import Atlas
 from atlas.models import baseline_vae, build
 from atlas.models.baseline_vae import BaselineVAE
@@ -144,6 +144,17 @@ def test_a_run_goes_through_evaluate_generate_and_doctor(
     assert (tmp_path / "map.nii.gz").exists()
     described = json.loads(run_atlas("doctor", "--json", "--model", run).stdout)["model"]
     assert described["receptive_field"] == "195 cells, 780 mm"
+
+
+@pytest.mark.slow
+def test_an_unseen_study_is_that_of_every_other(run: Path, few: Dataset) -> None:
+    """Said once for all, it is what averaging over the prior study by study says."""
+    model, card = model_file.read(run)
+    split, shown = Split(few, "test", card), np.ones(card.table().width, np.float32)
+    once = unseen_density(model, split.whole, shown, samples=3)
+    each = predictive(model, split.whole, *unseen_law(model, 3), torch.from_numpy(shown))
+    assert once.shape == each.shape and len(once) == len(split.ids)
+    np.testing.assert_allclose(once, each, rtol=1e-4)
 
 
 def test_metadata_are_refused_with_a_sentence(run: Path, tmp_path: Path) -> None:
