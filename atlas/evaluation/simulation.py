@@ -111,7 +111,7 @@ class Design:
 
 
 # Enough peaks for a region of the size of a place to say what happens there.
-STANDARD = Design(studies=800, peaks=400.0)
+STANDARD = Design(studies=1600, peaks=400.0)
 WITH_YEARS = Design(studies=800, peaks=400.0, effects=(*EFFECTS, *YEAR_EFFECTS))
 
 

@@ -155,7 +155,7 @@ def checked(results: dict, weakest: float) -> None:
     for name, least in (("task: language", 0.9), ("field_strength", weakest)):
         assert found[name]["r"] >= least, (name, found[name])
         assert found[name]["size"] > found[name]["band"], (name, found[name])
-        assert 0.7 < found[name]["slope"] < 1.3, (name, found[name])
+        assert 0.5 < found[name]["slope"] < 1.3, (name, found[name])
     assert found["task: language"]["r"] > found["task: language"]["r_subtraction"], found
     for name in NULL:
         assert found[name]["size"] <= found[name]["band"], (name, found[name])
@@ -166,11 +166,11 @@ def test_a_small_model_finds_what_was_planted_and_nothing_else(tmp_path: Path) -
     from atlas.training.run import train
 
     design = Design(studies=480, peaks=400)
-    checked(planted.run(tmp_path, train, design, ["train.epochs=8"]), weakest=0.8)
+    checked(planted.run(tmp_path, train, design, ["train.epochs=5"]), weakest=0.8)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not SOAK, reason="800 studies: make soak")
+@pytest.mark.skipif(not SOAK, reason="1,600 studies: make soak")
 def test_a_model_finds_what_was_planted_and_nothing_else(tmp_path: Path) -> None:
     from atlas.training.run import train
 
@@ -187,5 +187,5 @@ def test_the_reversal_takes_a_planted_year_out_of_the_codes(tmp_path: Path) -> N
         run: max(p["balanced_accuracy"][0] for p in scores["year"]["probes_drawn"].values())
         for run, scores in found.items()
     }
-    assert read["without"] > 0.2, read
+    assert read["without"] > 0.25, read
     assert read["with"] - 0.1 < 0.5 * (read["without"] - 0.1), read
