@@ -223,19 +223,17 @@ def mean_densities(dataset: Dataset, resolution: int) -> np.ndarray:
     return np.stack([0.999 * d + 0.001 / len(d) for d in stacked])  # no cell is impossible
 
 
-def unseen_density(
-    model: Model, batches: DataLoader[Batch], shown: np.ndarray, samples: int
-) -> np.ndarray:
+def unseen_density(model: Model, split: Split, shown: np.ndarray, samples: int) -> np.ndarray:
     """Density of a study of which only the metadata in `shown`, (M,), are known, (S, V).
 
     A model whose code was dropped in training says it at z = 0; others average over the prior. One
     that takes no metadata says the same of every study.
     """
     if not model.conditional:
-        sizes = [len(batch.ids) for batch in batches]
-        one = Batch(*(part[:1] for part in next(iter(batches))))
-        return average(model, one, *unseen_law(model, samples)).numpy().repeat(sum(sizes), axis=0)
-    return predictive(model, batches, *unseen_law(model, samples), torch.from_numpy(shown))
+        one = Batch(*(part[:1] for part in next(iter(split.whole))))
+        density = average(model, one, *unseen_law(model, samples)).numpy()
+        return density.repeat(len(split.ids), axis=0)
+    return predictive(model, split.whole, *unseen_law(model, samples), torch.from_numpy(shown))
 
 
 def unseen_law(model: Model, samples: int) -> tuple[int, Law]:
@@ -346,7 +344,7 @@ def score(
     def unseen(s: Split) -> dict[str, np.ndarray]:
         known = s.observed * count_hidden
         return {
-            "atlas": unseen_density(model, s.whole, count_hidden, samples),
+            "atlas": unseen_density(model, s, count_hidden, samples),
             "mean map": np.tile(base, (len(s.ids), 1)),
             "ridge": ridge.predict(s.metadata, known),
         }
@@ -460,20 +458,20 @@ def _codes_without_year(
     """Codes of an encoder that is not shown the year, and year bins (S,).
 
     The posterior's means (S, D), and one draw from it (S, D), which is what decoder and adversary
-    were trained on: a difference between means that is small beside the posterior's spread is
-    there for a probe, and for nothing else.
+    were trained on. A probe can read means that differ by less than the posterior's spread.
     """
     table = card.table()
     shown_M = torch.ones(table.width)
     shown_M[table.slices["year"]] = 0
     generator = torch.Generator().manual_seed(0)
-    means, drawn = [], []
+    means, drawn, bins = [], [], []
     for b in split.whole:
         mean, log_variance = model.encode(b.volume_B1XYZ, b.metadata_BM, b.observed_BM * shown_M)
         noise = torch.randn(mean.shape, generator=generator)
         means.append(mean)
         drawn.append(mean + torch.exp(0.5 * log_variance) * noise)
-    return _stack(means), _stack(drawn), _stack([batch.year_bin_B for batch in split.whole])
+        bins.append(b.year_bin_B)
+    return _stack(means), _stack(drawn), _stack(bins)
 
 
 LOWER_IS_BETTER = ("mse", "rmse")

@@ -151,7 +151,7 @@ def test_an_unseen_study_is_that_of_every_other(run: Path, few: Dataset) -> None
     """Said once for all, it is what averaging over the prior study by study says."""
     model, card = model_file.read(run)
     split, shown = Split(few, "test", card), np.ones(card.table().width, np.float32)
-    once = unseen_density(model, split.whole, shown, samples=3)
+    once = unseen_density(model, split, shown, samples=3)
     each = predictive(model, split.whole, *unseen_law(model, 3), torch.from_numpy(shown))
     assert once.shape == each.shape and len(once) == len(split.ids)
     np.testing.assert_allclose(once, each, rtol=1e-4)
