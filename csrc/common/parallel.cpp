@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <exception>
 #include <mutex>
@@ -44,6 +45,14 @@ class Job {
   std::exception_ptr error_;
 };
 
+// To sleep and be woken takes some 50 microseconds where a processor idles deeply, and kernels call one
+// after another: so a thread looks for a little longer first, and lets others have its processor.
+template <typename Condition>
+void linger(const Condition& done) {
+  const auto until = std::chrono::steady_clock::now() + std::chrono::microseconds(100);
+  while (!done() && std::chrono::steady_clock::now() < until) std::this_thread::yield();
+}
+
 class Pool {
  public:
   void run(Job& job, int helpers) {
@@ -58,8 +67,12 @@ class Pool {
     job.work();
     {
       // Close the job before waiting: a helper that wakes late must not be waited for.
-      std::unique_lock<std::mutex> lock(mutex_);
+      std::lock_guard<std::mutex> lock(mutex_);
       seats_ = 0;
+    }
+    linger([this] { return seated_ == 0; });
+    {
+      std::unique_lock<std::mutex> lock(mutex_);
       left_.wait(lock, [this] { return seated_ == 0; });
       job_ = nullptr;
     }
@@ -76,8 +89,9 @@ class Pool {
   }
 
   void serve() {
-    std::unique_lock<std::mutex> lock(mutex_);
     for (;;) {
+      linger([this] { return seats_ > 0; });
+      std::unique_lock<std::mutex> lock(mutex_);
       wake_.wait(lock, [this] { return seats_ > 0; });
       --seats_;
       ++seated_;
@@ -93,9 +107,9 @@ class Pool {
   std::mutex mutex_;
   std::condition_variable wake_, left_;
   Job* job_ = nullptr;
-  int hired_ = 0;   // threads that exist
-  int seats_ = 0;   // helpers still wanted by the job
-  int seated_ = 0;  // helpers working on it
+  int hired_ = 0;                // threads that exist
+  std::atomic<int> seats_{0};   // helpers still wanted by the job; changed under the mutex
+  std::atomic<int> seated_{0};  // helpers working on it; likewise
 };
 
 // Never destroyed: its threads sleep until the process ends. A forked child has none of them and

@@ -25,39 +25,20 @@ class Stream {
   Stream(const Stream&) = delete;
   Stream& operator=(const Stream&) = delete;
 
-  // Appends `bytes` from `source`, zeros where it is null.
+  // Where in a cache line the next byte goes: a source that lies alike is read line by line.
+  size_t phase() const { return (reinterpret_cast<uintptr_t>(to_) + waiting_) % kLine; }
+
+  // Appends `bytes` from `source`.
   void put(const void* source, size_t bytes) {
-    auto* from = static_cast<const unsigned char*>(source);
-    const auto take = [&](unsigned char* out, size_t n) {
-      if (from) {
-        std::memcpy(out, from, n);
-        from += n;
-      } else {
-        std::memset(out, 0, n);
-      }
-      bytes -= n;
-    };
-    if (head_) {
-      const size_t n = std::min(head_, bytes);
-      take(to_, n);
-      to_ += n;
-      head_ -= n;
-    }
-    if (waiting_) {
-      const size_t n = std::min(kLine - waiting_, bytes);
-      take(line_ + waiting_, n);
-      waiting_ += n;
-      if (waiting_ < kLine) return;
-      write_lines(line_, 1);
-      waiting_ = 0;
-    }
-    const size_t lines = bytes / kLine;
-    from ? write_lines(from, lines) : write_zeros(lines);
-    if (from) from += lines * kLine;
-    bytes -= lines * kLine;
-    waiting_ = bytes;
-    take(line_, bytes);
+    // Only a Drain writes to what it reads.
+    append<Copy>(const_cast<unsigned char*>(static_cast<const unsigned char*>(source)), bytes);
   }
+
+  // The same, and leaves zeros in `source`.
+  void drain(void* source, size_t bytes) { append<Drain>(static_cast<unsigned char*>(source), bytes); }
+
+  // Appends zeros.
+  void put_zeros(size_t bytes) { append<Zeros>(nullptr, bytes); }
 
   // Writes what waits, and lets other threads see all of it.
   void finish() {
@@ -72,14 +53,60 @@ class Stream {
  private:
   static constexpr size_t kLine = 64;
 
-#if defined(ATLAS_HAS_STREAM)
-  void write_lines(const unsigned char* from, size_t lines) {
-    has_avx() ? stream_wide(from, lines) : stream(from, lines);
-    to_ += lines * kLine;
+  // What a piece is made of: how some bytes of it are had, and whole lines.
+  struct Copy {
+    static constexpr bool reads = true, clears = false;
+  };
+  struct Drain {
+    static constexpr bool reads = true, clears = true;
+  };
+  struct Zeros {
+    static constexpr bool reads = false, clears = false;
+  };
+
+  template <typename Piece>
+  static void take(unsigned char* out, unsigned char* from, size_t n) {
+    if constexpr (Piece::reads) {
+      std::memcpy(out, from, n);
+    } else {
+      std::memset(out, 0, n);
+    }
+    if constexpr (Piece::clears) std::memset(from, 0, n);
   }
 
-  void write_zeros(size_t lines) {
-    has_avx() ? stream_zeros_wide(lines) : stream_zeros(lines);
+  template <typename Piece>
+  void append(unsigned char* from, size_t bytes) {
+    const auto advance = [&](size_t n) {
+      if constexpr (Piece::reads) from += n;
+      bytes -= n;
+    };
+    if (head_) {
+      const size_t n = std::min(head_, bytes);
+      take<Piece>(to_, from, n);
+      to_ += n;
+      head_ -= n;
+      advance(n);
+    }
+    if (waiting_) {
+      const size_t n = std::min(kLine - waiting_, bytes);
+      take<Piece>(line_ + waiting_, from, n);
+      waiting_ += n;
+      advance(n);
+      if (waiting_ < kLine) return;
+      write_lines<Copy>(line_, 1);
+      waiting_ = 0;
+    }
+    const size_t lines = bytes / kLine;
+    write_lines<Piece>(from, lines);
+    advance(lines * kLine);
+    waiting_ = bytes;
+    take<Piece>(line_, from, bytes);
+  }
+
+#if defined(ATLAS_HAS_STREAM)
+  template <typename Piece>
+  void write_lines(unsigned char* from, size_t lines) {
+    has_avx() ? stream_wide<Piece>(from, lines) : stream<Piece>(from, lines);
     to_ += lines * kLine;
   }
 
@@ -88,46 +115,36 @@ class Stream {
     return has;
   }
 
-  void stream(const unsigned char* from, size_t lines) {
-    auto* in = reinterpret_cast<const __m128i*>(from);
+  template <typename Piece>
+  void stream(unsigned char* from, size_t lines) {
+    auto* in = reinterpret_cast<__m128i*>(from);
     auto* out = reinterpret_cast<__m128i*>(to_);
-    for (; lines; --lines, in += 4, out += 4) {
-      for (int i = 0; i < 4; ++i) _mm_stream_si128(out + i, _mm_loadu_si128(in + i));
+    for (size_t i = 0; i < 4 * lines; ++i) {
+      _mm_stream_si128(out + i, Piece::reads ? _mm_loadu_si128(in + i) : _mm_setzero_si128());
+      if constexpr (Piece::clears) _mm_storeu_si128(in + i, _mm_setzero_si128());
     }
   }
 
-  void stream_zeros(size_t lines) {
-    auto* out = reinterpret_cast<__m128i*>(to_);
-    for (; lines; --lines, out += 4) {
-      for (int i = 0; i < 4; ++i) _mm_stream_si128(out + i, _mm_setzero_si128());
-    }
-  }
-
-  __attribute__((target("avx"))) void stream_wide(const unsigned char* from, size_t lines) {
-    auto* in = reinterpret_cast<const __m256i*>(from);
+  template <typename Piece>
+  __attribute__((target("avx"))) void stream_wide(unsigned char* from, size_t lines) {
+    auto* in = reinterpret_cast<__m256i*>(from);
     auto* out = reinterpret_cast<__m256i*>(to_);
+    const __m256i zero = _mm256_setzero_si256();
     for (; lines; --lines, in += 2, out += 2) {
-      const __m256i a = _mm256_loadu_si256(in), b = _mm256_loadu_si256(in + 1);
+      const __m256i a = Piece::reads ? _mm256_loadu_si256(in) : zero;
+      const __m256i b = Piece::reads ? _mm256_loadu_si256(in + 1) : zero;
       _mm256_stream_si256(out, a);
       _mm256_stream_si256(out + 1, b);
-    }
-  }
-
-  __attribute__((target("avx"))) void stream_zeros_wide(size_t lines) {
-    auto* out = reinterpret_cast<__m256i*>(to_);
-    for (; lines; --lines, out += 2) {
-      _mm256_stream_si256(out, _mm256_setzero_si256());
-      _mm256_stream_si256(out + 1, _mm256_setzero_si256());
+      if constexpr (Piece::clears) {
+        _mm256_storeu_si256(in, zero);
+        _mm256_storeu_si256(in + 1, zero);
+      }
     }
   }
 #else
-  void write_lines(const unsigned char* from, size_t lines) {
-    std::memcpy(to_, from, lines * kLine);
-    to_ += lines * kLine;
-  }
-
-  void write_zeros(size_t lines) {
-    std::memset(to_, 0, lines * kLine);
+  template <typename Piece>
+  void write_lines(unsigned char* from, size_t lines) {
+    take<Piece>(to_, from, lines * kLine);
     to_ += lines * kLine;
   }
 #endif

@@ -12,6 +12,7 @@
 // Siblings: splat.h (contract), splat_scene.h (tables and rows), splat_backward_cpu.cpp.
 
 #include <algorithm>
+#include <cstring>
 #include <type_traits>
 
 #include "common/stream.h"
@@ -20,30 +21,91 @@
 namespace atlas_kernels {
 namespace {
 
-// What one thread draws in. `values` and `packed` are 0 outside of what is touched.
 template <typename T, typename Out>
-struct Canvas {
-  Touched touched;
-  std::vector<T> values;     // one plane
-  std::vector<Out> packed;   // the same rounded, where Out is not T
-  std::vector<Out> chosen;   // the same, of some voxels only
-  RowTable table;
-  static constexpr bool packs = !std::is_same_v<T, Out>;
+ATLAS_INLINE void pack_row(T* ATLAS_RESTRICT values, Out* ATLAS_RESTRICT packed, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) {
+    store(values[i], packed[i]);
+    values[i] = 0;
+  }
+}
 
-  explicit Canvas(const SplatProblem& problem) : touched(problem.shape[1]), table(problem) {
-    const size_t size = static_cast<size_t>(problem.shape[1] * problem.shape[2] + 2 * kBlock);
-    values.assign(size, T(0));
-    if (packs) packed.assign(size, Out{});
-    if (problem.masked()) chosen.resize(size);
+// Rounds n values, and leaves zeros behind.
+ATLAS_MULTIVERSION void pack_any(float* values, BFloat16* packed, int64_t n) { pack_row(values, packed, n); }
+ATLAS_MULTIVERSION void pack(float* values, Float16* packed, int64_t n) { pack_row(values, packed, n); }
+ATLAS_MULTIVERSION void pack(float* values, uint8_t* packed, int64_t n) { pack_row(values, packed, n); }
+
+#if defined(ATLAS_AVX512)
+// The same by the instruction that rounds to bfloat16, which flushes subnormal numbers and keeps NaNs as
+// they are: vectors with such a number, hardly ever met, are rounded by the loop.
+__attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,avx512bf16"))) void pack_wide(float* values,
+                                                                                       BFloat16* packed, int64_t n) {
+  constexpr int kSubnormalOrNan = 0x20 | 0x01 | 0x80;
+  int64_t i = 0;
+  for (; i + 32 <= n; i += 32) {
+    const __m512 low = _mm512_loadu_ps(values + i), high = _mm512_loadu_ps(values + i + 16);
+    const __mmask16 odd = _mm512_fpclass_ps_mask(low, kSubnormalOrNan) | _mm512_fpclass_ps_mask(high, kSubnormalOrNan);
+    if (__builtin_expect(odd, 0)) {
+      pack_any(values + i, packed + i, 32);
+      continue;
+    }
+    const __m512bh both = _mm512_cvtne2ps_pbh(high, low);
+    std::memcpy(packed + i, &both, sizeof both);
+    _mm512_storeu_ps(values + i, _mm512_setzero_ps());
+    _mm512_storeu_ps(values + i + 16, _mm512_setzero_ps());
+  }
+  pack_any(values + i, packed + i, n - i);
+}
+
+void pack(float* values, BFloat16* packed, int64_t n) {
+  static const bool wide = has_avx512() && __builtin_cpu_supports("avx512bf16");
+  wide ? pack_wide(values, packed, n) : pack_any(values, packed, n);
+}
+#else
+void pack(float* values, BFloat16* packed, int64_t n) { pack_any(values, packed, n); }
+#endif
+
+// What one thread draws in: one plane, 0 but while it is drawn in. It lies in its cache lines as it will
+// in the output, which it then goes to line by line, and leaves zeros behind.
+template <typename T, typename Out>
+class Canvas {
+ public:
+  explicit Canvas(const SplatProblem& problem)
+      : room_(static_cast<size_t>(problem.shape[1] * problem.shape[2] + 2 * kLine + kMargin), T(0)),
+        chosen_(problem.masked() ? room_.size() : 0) {
+    const size_t past = reinterpret_cast<uintptr_t>(room_.data()) % 64 / sizeof(T);
+    first_line_ = room_.data() + (past ? kLine - past : 0);
+    plane_ = first_line_;
   }
 
-  const Out* elements() const {
-    if constexpr (packs) {
-      return packed.data();
+  T* place_for(const Stream& stream) { return plane_ = first_line_ + stream.phase() / sizeof(T); }
+
+  // Appends elements [begin, end) of the plane to the stream.
+  void drain(int64_t begin, int64_t end, Stream& stream) {
+    if constexpr (std::is_same_v<T, Out>) {
+      stream.drain(plane_ + begin, static_cast<size_t>(end - begin) * sizeof(T));
     } else {
-      return values.data();
+      for (; begin < end; begin += kPiece) {
+        const int64_t n = std::min(kPiece, end - begin);
+        pack(plane_ + begin, packed_, n);
+        stream.put(packed_, static_cast<size_t>(n) * sizeof(Out));
+      }
     }
   }
+
+  // The same of those that `voxels`, numbers in the volume, name; the plane begins at `start`, and is 0
+  // outside of [begin, end).
+  void drain(int64_t begin, int64_t end, const int64_t* voxels, int64_t n, int64_t start, Stream& stream) {
+    for (int64_t i = 0; i < n; ++i) store(plane_[voxels[i] - start], chosen_[static_cast<size_t>(i)]);
+    std::fill(plane_ + begin, plane_ + end, T(0));
+    stream.put(chosen_.data(), static_cast<size_t>(n) * sizeof(Out));
+  }
+
+ private:
+  static constexpr int64_t kLine = 64 / sizeof(T), kPiece = 1024;
+  Scratch<T> room_;
+  Scratch<Out> chosen_;
+  T *first_line_, *plane_;
+  Out packed_[kPiece];
 };
 
 template <SplatMode mode, typename T>
@@ -53,128 +115,88 @@ ATLAS_INLINE T combined(T before, T value) {
   return value > before ? value : before;
 }
 
+#if defined(ATLAS_AVX512)
+template <SplatMode mode, int vectors>
+ATLAS_AVX512 inline void draw_vectors(const QuickRows& rows, int at, float* plane) {
+  __m512 z2[vectors], gauss[vectors];
+  for (int v = 0; v < vectors; ++v) {
+    z2[v] = _mm512_loadu_ps(rows.z2 + at + 16 * v);
+    gauss[v] = _mm512_loadu_ps(rows.gauss_z + at + 16 * v);
+  }
+  // Copies: what is stored might be any of the originals, for all that the compiler knows.
+  const float *y2 = rows.y2, *gauss_y = rows.gauss_y;
+  const __m512 all_left = _mm512_set1_ps(rows.left), height = _mm512_set1_ps(rows.scale);
+  const int64_t n_rows = rows.rows, row_length = rows.row_length;
+  float* out = plane + rows.start + at;
+  for (int64_t j = 0; j < n_rows; ++j, out += row_length) {
+    const __m512 left = _mm512_sub_ps(all_left, _mm512_set1_ps(y2[j]));
+    const __m512 scale = _mm512_mul_ps(height, _mm512_set1_ps(gauss_y[j]));
+    for (int v = 0; v < vectors; ++v) {
+      const __mmask16 covered = _mm512_cmp_ps_mask(z2[v], left, _CMP_LE_OQ);
+      const __m512 value = _mm512_maskz_mul_ps(covered, scale, gauss[v]);
+      const __m512 before = _mm512_loadu_ps(out + 16 * v);
+      __m512 after;
+      if constexpr (mode == SplatMode::sum) after = _mm512_add_ps(before, value);
+      if constexpr (mode == SplatMode::max) after = _mm512_max_ps(value, before);
+      if constexpr (mode == SplatMode::union_) {
+        after = _mm512_add_ps(before, _mm512_mul_ps(value, _mm512_sub_ps(_mm512_set1_ps(1), before)));
+      }
+      _mm512_storeu_ps(out + 16 * v, after);
+    }
+  }
+}
+
+template <SplatMode mode>
+ATLAS_AVX512 void draw_wide(const QuickRows& rows, float* plane) {
+  for (int at = 0; at < rows.n; at += 32) {
+    rows.n - at > 16 ? draw_vectors<mode, 2>(rows, at, plane) : draw_vectors<mode, 1>(rows, at, plane);
+  }
+}
+#else
+template <SplatMode mode>
+void draw_wide(const QuickRows&, float*) {}
+#endif
+
 // Voxels of a block that are not covered get the value 0, which changes nothing in any mode.
 template <SplatMode mode, bool taper, typename T>
-ATLAS_INLINE void draw_focus(const Scene<T>& scene, const Focus& focus, int64_t x, RowTable& table,
+ATLAS_INLINE void draw_focus(const Scene<T>& scene, const Focus& focus, const Slice& slice, int64_t x,
                              T* plane) {
-  for_each_row<taper>(scene, focus, x, table, [&](const Row<T>& row, const auto& cover, auto n) ATLAS_INLINED {
+  const auto draw_row = [&](const Row<T>& row, const auto& cover, auto n) ATLAS_INLINED {
     T* out = plane + row.start;
     ATLAS_INDEPENDENT
     for (int i = 0; i < n; ++i) {
       out[i] = combined<mode>(out[i], kept(row.template at<taper>(i), cover(i)));
     }
+  };
+  for_each_row<taper>(scene, focus, slice, x, draw_row, [&](const QuickRows& rows) ATLAS_INLINED {
+    if constexpr (std::is_same_v<T, float>) draw_wide<mode>(rows, plane);
   });
 }
 
 template <SplatMode mode, typename T>
-ATLAS_INLINE void draw_in_mode(const Scene<T>& scene, int64_t x, RowTable& table, T* plane) {
-  for_each_focus(scene, x, [&](const Focus& focus, auto taper) ATLAS_INLINED {
-    draw_focus<mode, decltype(taper)::value>(scene, focus, x, table, plane);
+ATLAS_INLINE void draw_in_mode(const Scene<T>& scene, int64_t x, T* plane) {
+  for_each_focus(scene, x, [&](const Focus& focus, const Slice& slice, auto taper) ATLAS_INLINED {
+    draw_focus<mode, decltype(taper)::value>(scene, focus, slice, x, plane);
   });
 }
 
 template <typename T>
-ATLAS_INLINE void draw_plane(const Scene<T>& scene, int64_t x, RowTable& table, T* plane) {
+ATLAS_INLINE void draw_plane(const Scene<T>& scene, int64_t x, T* plane) {
   const SplatMode mode = scene.problem.mode;
   if (mode == SplatMode::sum || scene.problem.count) {
-    draw_in_mode<SplatMode::sum>(scene, x, table, plane);
+    draw_in_mode<SplatMode::sum>(scene, x, plane);
   } else if (mode == SplatMode::union_) {
-    draw_in_mode<SplatMode::union_>(scene, x, table, plane);
+    draw_in_mode<SplatMode::union_>(scene, x, plane);
   } else {
-    draw_in_mode<SplatMode::max>(scene, x, table, plane);
+    draw_in_mode<SplatMode::max>(scene, x, plane);
   }
 }
 
-ATLAS_MULTIVERSION void draw(const Scene<float>& scene, int64_t x, RowTable& table, float* plane) {
-  draw_plane(scene, x, table, plane);
+ATLAS_MULTIVERSION void draw(const Scene<float>& scene, int64_t x, float* plane) {
+  draw_plane(scene, x, plane);
 }
-ATLAS_MULTIVERSION void draw(const Scene<double>& scene, int64_t x, RowTable& table, double* plane) {
-  draw_plane(scene, x, table, plane);
-}
-
-template <typename T, typename Out>
-ATLAS_INLINE void pack_row(const T* ATLAS_RESTRICT values, Out* ATLAS_RESTRICT packed, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) store(values[i], packed[i]);
-}
-
-ATLAS_MULTIVERSION void pack(const float* values, BFloat16* packed, int64_t n) {
-  pack_row(values, packed, n);
-}
-ATLAS_MULTIVERSION void pack(const float* values, Float16* packed, int64_t n) {
-  pack_row(values, packed, n);
-}
-ATLAS_MULTIVERSION void pack(const float* values, uint8_t* packed, int64_t n) {
-  pack_row(values, packed, n);
-}
-
-// Draws plane x into the canvas; false if it is empty.
-template <typename T, typename Out>
-bool fill_canvas(const Scene<T>& scene, int64_t x, Canvas<T, Out>& canvas) {
-  for (const int64_t* f = scene.first_focus(x); f != scene.last_focus(x); ++f) {
-    canvas.touched.add(scene.foci[static_cast<size_t>(*f)]);
-  }
-  if (!canvas.touched.any()) return false;
-  draw(scene, x, canvas.table, canvas.values.data());
-  if constexpr (Canvas<T, Out>::packs) {
-    canvas.touched.for_each(scene.problem.shape[2], [&](int64_t first, int64_t n) {
-      pack(canvas.values.data() + first, canvas.packed.data() + first, n);
-    });
-  }
-  return true;
-}
-
-// In whole blocks, which costs less than counting; what is cleared too much is 0 already, or will be.
-template <typename T, typename Out>
-ATLAS_INLINE void clear_rows(int64_t row_length, Canvas<T, Out>& canvas) {
-  canvas.touched.for_each(row_length, [&](int64_t first, int64_t n) {
-    for (int64_t i = first; i < first + n; i += kBlock) {
-      std::fill_n(canvas.values.data() + i, kBlock, T(0));
-      if constexpr (Canvas<T, Out>::packs) std::fill_n(canvas.packed.data() + i, kBlock, Out{});
-    }
-  });
-  canvas.touched.clear();
-}
-
-// The elements of a plane that the mask holds, in its order: [*n of them].
-template <typename T, typename Out>
-const Out* choose_elements(const SplatProblem& problem, int64_t x, Canvas<T, Out>& canvas, size_t* n) {
-  const int64_t plane_size = problem.shape[1] * problem.shape[2], start = x * plane_size;
-  const int64_t* end = problem.voxels + problem.n_voxels;
-  const int64_t* first = std::lower_bound(problem.voxels, end, start);
-  const int64_t* last = std::lower_bound(first, end, start + plane_size);
-  Out* chosen = canvas.chosen.data();
-  for (const int64_t* voxel = first; voxel < last; ++voxel) *chosen++ = canvas.elements()[*voxel - start];
-  *n = static_cast<size_t>(last - first);
-  return canvas.chosen.data();
-}
-
-// A plane in three pieces, of which the first and the last are empty rows and need not be read.
-template <typename T, typename Out>
-void put_plane(const SplatProblem& problem, const Canvas<T, Out>& canvas, Stream& stream) {
-  const int64_t rows = problem.shape[1], bytes = problem.shape[2] * static_cast<int64_t>(sizeof(Out));
-  const int64_t first = std::min(canvas.touched.first_y, rows);
-  const int64_t last = std::max(first, std::min(canvas.touched.last_y, rows));
-  stream.put(nullptr, static_cast<size_t>(first * bytes));
-  stream.put(canvas.elements() + first * problem.shape[2], static_cast<size_t>((last - first) * bytes));
-  stream.put(nullptr, static_cast<size_t>((rows - last) * bytes));
-}
-
-// Draws the scene's planes and streams them to `out`.
-template <typename T, typename Out>
-void write_planes(const Scene<T>& scene, Canvas<T, Out>& canvas, Out* out) {
-  const SplatProblem& problem = scene.problem;
-  Stream stream(out);
-  for (int64_t x = scene.planes.begin; x < scene.planes.end; ++x) {
-    const bool drawn = fill_canvas(scene, x, canvas);
-    if (problem.masked()) {
-      size_t n;
-      const Out* elements = choose_elements(problem, x, canvas, &n);
-      stream.put(drawn ? elements : nullptr, n * sizeof(Out));
-    } else {
-      put_plane(problem, canvas, stream);
-    }
-    if (drawn) clear_rows(problem.shape[2], canvas);
-  }
+ATLAS_MULTIVERSION void draw(const Scene<double>& scene, int64_t x, double* plane) {
+  draw_plane(scene, x, plane);
 }
 
 // Where in a volume of the output plane x begins.
@@ -182,6 +204,41 @@ int64_t first_element(const SplatProblem& problem, int64_t x) {
   const int64_t voxel = x * problem.shape[1] * problem.shape[2];
   if (!problem.masked()) return voxel;
   return std::lower_bound(problem.voxels, problem.voxels + problem.n_voxels, voxel) - problem.voxels;
+}
+
+// The rows (y) of plane x from the first to behind the last that a focus reaches; [0, 0) without one.
+template <typename T>
+Span drawn_rows(const Scene<T>& scene, int64_t x) {
+  Span rows{0, 0};
+  for (const Slice* slice = scene.first_slice(x); slice != scene.last_slice(x); ++slice) {
+    const int64_t first = scene.focus(*slice).axis[1].span.begin;
+    const Span y{first + slice->y_begin, first + slice->y_end};
+    rows = rows.end ? Span{std::min(rows.begin, y.begin), std::max(rows.end, y.end)} : y;
+  }
+  return rows;
+}
+
+// Draws the scene's planes and streams them to `out`; rows that no focus reaches are not even read.
+template <typename T, typename Out>
+void write_planes(const Scene<T>& scene, Canvas<T, Out>& canvas, Out* out) {
+  const SplatProblem& problem = scene.problem;
+  const int64_t row_length = problem.shape[2], plane_size = problem.shape[1] * row_length;
+  const auto bytes = [](int64_t elements) { return static_cast<size_t>(elements) * sizeof(Out); };
+  Stream stream(out);
+  for (int64_t x = scene.planes.begin; x < scene.planes.end; ++x) {
+    const Span rows = drawn_rows(scene, x);
+    const int64_t begin = rows.begin * row_length, end = rows.end * row_length;
+    if (end) draw(scene, x, canvas.place_for(stream));
+    if (problem.masked()) {
+      const int64_t first = first_element(problem, x), n = first_element(problem, x + 1) - first;
+      end ? canvas.drain(begin, end, problem.voxels + first, n, x * plane_size, stream)
+          : stream.put_zeros(bytes(n));
+    } else {
+      stream.put_zeros(bytes(begin));
+      canvas.drain(begin, end, stream);
+      stream.put_zeros(bytes(plane_size - end));
+    }
+  }
 }
 
 }  // namespace

@@ -38,10 +38,8 @@ struct Focus {
   Pull pull;
   Reach axis[3];
   // Of splat_scene.h:
-  int nearest[3];  // places in its tables of the voxels nearest to it
-  float centre_z;  // where it lies, counted in places of its tables
+  double centre[3];  // where it lies, counted in places of its tables
   bool floats_decide;
-  size_t z2_floats;  // where its part of the scene's begins
 };
 
 // Rounded by itself: fused with an addition, it would decide differently which voxels are covered.
