@@ -37,3 +37,7 @@
 #else
 #define ATLAS_INDEPENDENT
 #endif
+
+// Before a loop that adds to two floats: in an order that suits vectors, the same on every run.
+#define ATLAS_PRAGMA(text) _Pragma(#text)
+#define ATLAS_REDUCTION(p, q) ATLAS_PRAGMA(omp simd reduction(+ : p, q))

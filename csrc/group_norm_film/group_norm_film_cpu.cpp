@@ -51,17 +51,16 @@ Coefficients coefficients(const GroupNormFilm& problem, const double* mean, cons
 template <typename C>
 Columns<C> film_columns(const Walk& walk, const Coefficients& of, int64_t channel) {
   Columns<C> columns;
-  columns.uniform = walk.inner == 1;
   spread(walk, of.mean.data() + channel, columns.mean);
   spread(walk, of.scale.data() + channel, columns.scale);
   spread(walk, of.shift.data() + channel, columns.shift);
   return columns;
 }
 
-// Rows of a single channel in bfloat16 have loops of their own.
-template <typename Row, typename S>
-constexpr bool are_bfloat16 =
-    std::is_same_v<Row, const bfloat16*> && std::is_same_v<S, bfloat16>;
+template <typename C>
+Channel<C> film_channel(const Coefficients& of, size_t channel) {
+  return {rounded<C>(of.mean[channel]), rounded<C>(of.scale[channel]), rounded<C>(of.shift[channel]), 0, 0};
+}
 
 // ---- forward ----------------------------------------------------------------------------------
 
@@ -74,23 +73,25 @@ void apply(const GroupNormFilm& problem, const T* x, const double* mean, const d
   for_each_chunk(walk, threads, [&](int64_t, const Chunk& chunk) {
     const Rows<const T> in(walk, problem.x_row, x, chunk);
     const Rows<S> out(walk, walk.inner, y, chunk);
+    if (walk.inner == 1) {
+      const Channel<C> channel = film_channel<C>(of, static_cast<size_t>(chunk.channel));
+      return for_each_piece(chunk, [&](int64_t first, int64_t n) {
+        film(problem.silu, in.at(first), channel, out.at(first), n);
+      });
+    }
     const Columns<C> columns = film_columns<C>(walk, of, chunk.channel);
-    std::vector<C> room;
+    Scratch<C> room;
     for_each_row(walk, chunk, [&](int64_t voxel, int64_t count, int64_t numbers) {
-      const auto run = [&](const auto* row) {
-        if constexpr (are_bfloat16<decltype(row), S>) {
-          if (columns.uniform) return film_one(problem.silu, row, columns, out.at(voxel), numbers);
-        }
-        film(problem.silu, row, columns, out.at(voxel), numbers);
-      };
-      in.dense() ? run(in.at(voxel)) : run(in.gathered(voxel, count, room));
+      S* to = out.at(voxel);
+      in.dense() ? film(problem.silu, in.at(voxel), columns, to, numbers)
+                 : film(problem.silu, in.gathered(voxel, count, room), columns, to, numbers);
     });
   });
 }
 
 // ---- backward ---------------------------------------------------------------------------------
 
-// Of all samples' channels: sums over voxels of dz and of dz (x - mean).
+// Of all samples' channels: sums over voxels of dz = dL/dz and of dz (x - mean).
 struct Sums {
   std::vector<double> one, two;
 };
@@ -105,23 +106,23 @@ Sums pull_back(const GroupNormFilm& problem, const S* dy, const T* x, const Coef
     const Rows<const T> in(walk, problem.x_row, x, chunk);
     const Rows<const S> grad(walk, walk.inner, dy, chunk);
     const Rows<S> out(walk, walk.inner, dz, chunk);
+    double *one = partial.data() + 2 * item * walk.inner, *two = one + walk.inner;
+    if (walk.inner == 1) {
+      const Channel<C> channel = film_channel<C>(of, static_cast<size_t>(chunk.channel));
+      return for_each_piece(chunk, [&](int64_t first, int64_t n) {
+        sums(problem.silu, in.at(first), grad.at(first), channel, out.at(first), one, two, n);
+      });
+    }
     const Columns<C> columns = film_columns<C>(walk, of, chunk.channel);
-    std::vector<C> room, one(walk.lanes()), two(walk.lanes());
+    Scratch<C> room, ones(static_cast<size_t>(walk.lanes())), twos(ones.size());
     for_each_row(walk, chunk, [&](int64_t voxel, int64_t count, int64_t numbers) {
       const auto run = [&](const auto* row) {
-        if constexpr (are_bfloat16<decltype(row), S>) {
-          if (columns.uniform) {
-            return sums_one(problem.silu, row, grad.at(voxel), columns, out.at(voxel), one.data(),
-                            two.data(), numbers);
-          }
-        }
-        sums(problem.silu, row, grad.at(voxel), columns, out.at(voxel), one.data(), two.data(),
-             numbers);
+        sums(problem.silu, row, grad.at(voxel), columns, out.at(voxel), ones.data(), twos.data(), numbers);
       };
       in.dense() ? run(in.at(voxel)) : run(in.gathered(voxel, count, room));
     });
-    fold(walk, one, partial.data() + 2 * item * walk.inner);
-    fold(walk, two, partial.data() + (2 * item + 1) * walk.inner);
+    fold(walk, ones, one);
+    fold(walk, twos, two);
   });
   const auto all = static_cast<size_t>(problem.samples * problem.channels);
   Sums sums{std::vector<double>(all), std::vector<double>(all)};
@@ -186,16 +187,19 @@ void gradient_of_x(const GroupNormFilm& problem, const S* dz, const T* x, const 
     const Rows<const T> in(walk, problem.x_row, x, chunk);
     const Rows<const S> grad(walk, walk.inner, dz, chunk);
     const Rows<T> out(walk, problem.x_row, dx, chunk);
+    if (walk.inner == 1 && !accumulate) {
+      Channel<C> channel = film_channel<C>(of, static_cast<size_t>(chunk.channel));
+      channel.offset = rounded<C>(back.offset[static_cast<size_t>(chunk.channel)]);
+      channel.slope = rounded<C>(back.slope[static_cast<size_t>(chunk.channel)]);
+      return for_each_piece(chunk, [&](int64_t first, int64_t n) {
+        gradient(in.at(first), grad.at(first), channel, out.at(first), n);
+      });
+    }
     Columns<C> columns = film_columns<C>(walk, of, chunk.channel);
     spread(walk, back.offset.data() + chunk.channel, columns.offset);
     spread(walk, back.slope.data() + chunk.channel, columns.slope);
-    std::vector<C> room, sum(walk.lanes());
+    Scratch<C> room, sum(static_cast<size_t>(walk.lanes()));
     for_each_row(walk, chunk, [&](int64_t voxel, int64_t count, int64_t numbers) {
-      if constexpr (are_bfloat16<const T*, S>) {
-        if (columns.uniform && !accumulate) {
-          return gradient_one(in.at(voxel), grad.at(voxel), columns, out.at(voxel), numbers);
-        }
-      }
       if (in.dense() && !accumulate) {
         gradient(in.at(voxel), grad.at(voxel), columns, out.at(voxel), numbers);
       } else {

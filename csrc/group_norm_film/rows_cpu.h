@@ -8,15 +8,21 @@
 
 #include "common/floats.h"
 #include "common/multiversion.h"
+#include "common/scratch.h"
 
 namespace atlas_kernels {
 namespace {
 
-// Columns of one row: what each of its numbers needs to know of its channel.
+// What a number needs to know of its channel.
+template <typename C>
+struct Channel {
+  C mean, scale, shift, slope, offset;
+};
+
+// The same of each number of a row, where channels lie side by side.
 template <typename C>
 struct Columns {
-  std::vector<C> mean, scale, shift, slope, offset;
-  bool uniform;  // all of one channel: the first of each vector is every one of it
+  Scratch<C> mean, scale, shift, slope, offset;
 };
 
 template <bool silu, typename C>
@@ -69,50 +75,84 @@ ATLAS_INLINE void gradient_row(const A* x, const B* dz, const Columns<Compute<A>
   }
 }
 
-// The same for rows of bfloat16 that belong to one channel: two numbers at a time. The sums' columns
-// are those of one channel too, so their order does not matter.
+// ---- of one channel --------------------------------------------------------------------------
+
+template <bool silu, typename A, typename B>
+ATLAS_INLINE void film_channel(const A* x, Channel<Compute<A>> of, B* y, int64_t n) {
+  ATLAS_INDEPENDENT
+  for (int64_t i = 0; i < n; ++i) {
+    narrow(activate<silu>((widen(x[i]) - of.mean) * of.scale + of.shift), y[i]);
+  }
+}
+
+template <bool silu, typename A, typename B>
+ATLAS_INLINE void sums_channel(const A* x, const B* dy, Channel<Compute<A>> of, B* dz, double* one,
+                               double* two, int64_t n) {
+  Compute<A> p = 0, q = 0;
+  ATLAS_REDUCTION(p, q)
+  for (int64_t i = 0; i < n; ++i) {
+    const auto d = widen(x[i]) - of.mean;
+    const auto pulled = pull_back<silu>(widen(dy[i]), d * of.scale + of.shift);
+    narrow(pulled, dz[i]);
+    p += pulled;
+    q += pulled * d;
+  }
+  *one += static_cast<double>(p);
+  *two += static_cast<double>(q);
+}
+
+template <typename A, typename B>
+ATLAS_INLINE void gradient_channel(const A* x, const B* dz, Channel<Compute<A>> of, A* dx, int64_t n) {
+  ATLAS_INDEPENDENT
+  for (int64_t i = 0; i < n; ++i) {
+    narrow((of.scale * widen(dz[i]) - of.offset) - (widen(x[i]) - of.mean) * of.slope, dx[i]);
+  }
+}
+
+// The same for bfloat16, two numbers at a time.
 template <bool silu>
-ATLAS_INLINE void film_pairs(const bfloat16* x, const Columns<float>& columns, bfloat16* y, int64_t n) {
-  const float mean = columns.mean[0], scale = columns.scale[0], shift = columns.shift[0];
+ATLAS_INLINE void film_channel(const bfloat16* x, Channel<float> of, bfloat16* y, int64_t n) {
+  const auto film = [&](float value) ATLAS_INLINED {
+    return activate<silu>((value - of.mean) * of.scale + of.shift);
+  };
   ATLAS_INDEPENDENT
   for (int64_t i = 0; i < n / 2; ++i) {
     const Two in = widen_pair(x + 2 * i);
-    narrow_pair({activate<silu>((in.low - mean) * scale + shift),
-                 activate<silu>((in.high - mean) * scale + shift)},
-                y + 2 * i);
+    narrow_pair({film(in.low), film(in.high)}, y + 2 * i);
   }
-  if (n % 2) film_row<silu>(x + n - 1, columns, y + n - 1, 1);
+  if (n % 2) narrow(film(widen(x[n - 1])), y[n - 1]);
 }
 
 template <bool silu>
-ATLAS_INLINE void sums_pairs(const bfloat16* x, const bfloat16* dy, const Columns<float>& columns,
-                             bfloat16* dz, float* one, float* two, int64_t n) {
-  const float mean = columns.mean[0], scale = columns.scale[0], shift = columns.shift[0];
-  ATLAS_INDEPENDENT
+ATLAS_INLINE void sums_channel(const bfloat16* x, const bfloat16* dy, Channel<float> of, bfloat16* dz,
+                               double* one, double* two, int64_t n) {
+  float p = 0, q = 0;
+  ATLAS_REDUCTION(p, q)
   for (int64_t i = 0; i < n / 2; ++i) {
     const Two in = widen_pair(x + 2 * i), grad = widen_pair(dy + 2 * i);
-    const float d = in.low - mean, e = in.high - mean;
-    const float p = pull_back<silu>(grad.low, d * scale + shift);
-    const float q = pull_back<silu>(grad.high, e * scale + shift);
-    narrow_pair({p, q}, dz + 2 * i);
-    one[i] += p + q;
-    two[i] += p * d + q * e;
+    const float d = in.low - of.mean, e = in.high - of.mean;
+    const float low = pull_back<silu>(grad.low, d * of.scale + of.shift);
+    const float high = pull_back<silu>(grad.high, e * of.scale + of.shift);
+    narrow_pair({low, high}, dz + 2 * i);
+    p += low + high;
+    q += low * d + high * e;
   }
-  if (n % 2) sums_row<silu>(x + n - 1, dy + n - 1, columns, dz + n - 1, one, two, 1);
+  *one += static_cast<double>(p);
+  *two += static_cast<double>(q);
+  if (n % 2) sums_channel<silu, bfloat16, bfloat16>(x + n - 1, dy + n - 1, of, dz + n - 1, one, two, 1);
 }
 
-ATLAS_INLINE void gradient_pairs(const bfloat16* x, const bfloat16* dz, const Columns<float>& columns,
-                                 bfloat16* dx, int64_t n) {
-  const float mean = columns.mean[0], scale = columns.scale[0];
-  const float slope = columns.slope[0], offset = columns.offset[0];
+ATLAS_INLINE void gradient_channel(const bfloat16* x, const bfloat16* dz, Channel<float> of, bfloat16* dx,
+                                   int64_t n) {
+  const auto gradient = [&](float value, float pulled) ATLAS_INLINED {
+    return (of.scale * pulled - of.offset) - (value - of.mean) * of.slope;
+  };
   ATLAS_INDEPENDENT
   for (int64_t i = 0; i < n / 2; ++i) {
     const Two in = widen_pair(x + 2 * i), pulled = widen_pair(dz + 2 * i);
-    narrow_pair({(scale * pulled.low - offset) - (in.low - mean) * slope,
-                 (scale * pulled.high - offset) - (in.high - mean) * slope},
-                dx + 2 * i);
+    narrow_pair({gradient(in.low, pulled.low), gradient(in.high, pulled.high)}, dx + 2 * i);
   }
-  if (n % 2) gradient_row(x + n - 1, dz + n - 1, columns, dx + n - 1, 1);
+  if (n % 2) narrow(gradient(widen(x[n - 1]), widen(dz[n - 1])), dx[n - 1]);
 }
 
 // Sums of the columns of a tile, `rows` rows of `lanes` numbers: row by row, as memory lies.
@@ -172,22 +212,34 @@ ATLAS_INLINE void scatter_row(const Compute<T>* from, int64_t row, int64_t inner
   }
 }
 
-// The same as plain functions, compiled once for each level of the instruction set. x and dx are rows
-// of A, y, dy and dz rows of B.
-#define ATLAS_ROWS(A, B)                                                                           \
-  ATLAS_MULTIVERSION void film(bool silu, const A* x, const Columns<Compute<A>>& columns, B* y,    \
-                               int64_t n) {                                                        \
-    silu ? film_row<true>(x, columns, y, n) : film_row<false>(x, columns, y, n);                   \
-  }                                                                                                \
-  ATLAS_MULTIVERSION void sums(bool silu, const A* x, const B* dy,                                 \
-                               const Columns<Compute<A>>& columns, B* dz, Compute<A>* one,         \
-                               Compute<A>* two, int64_t n) {                                       \
-    silu ? sums_row<true>(x, dy, columns, dz, one, two, n)                                         \
-         : sums_row<false>(x, dy, columns, dz, one, two, n);                                       \
-  }                                                                                                \
-  ATLAS_MULTIVERSION void gradient(const A* x, const B* dz, const Columns<Compute<A>>& columns,    \
-                                   A* dx, int64_t n) {                                             \
-    gradient_row(x, dz, columns, dx, n);                                                           \
+// The same as plain functions, compiled once for each level of the instruction set. x and dx are of A, y,
+// dy and dz of B.
+#define ATLAS_ROWS(A, B)                                                                             \
+  ATLAS_MULTIVERSION void film(bool silu, const A* x, const Columns<Compute<A>>& columns, B* y,      \
+                               int64_t n) {                                                          \
+    silu ? film_row<true>(x, columns, y, n) : film_row<false>(x, columns, y, n);                     \
+  }                                                                                                  \
+  [[maybe_unused]] ATLAS_MULTIVERSION void film(bool silu, const A* x, Channel<Compute<A>> of, B* y, int64_t n) {     \
+    silu ? film_channel<true>(x, of, y, n) : film_channel<false>(x, of, y, n);                       \
+  }                                                                                                  \
+  ATLAS_MULTIVERSION void sums(bool silu, const A* x, const B* dy,                                   \
+                               const Columns<Compute<A>>& columns, B* dz, Compute<A>* one,           \
+                               Compute<A>* two, int64_t n) {                                         \
+    silu ? sums_row<true>(x, dy, columns, dz, one, two, n)                                           \
+         : sums_row<false>(x, dy, columns, dz, one, two, n);                                         \
+  }                                                                                                  \
+  [[maybe_unused]] ATLAS_MULTIVERSION void sums(bool silu, const A* x, const B* dy, Channel<Compute<A>> of, B* dz,    \
+                               double* one, double* two, int64_t n) {                                \
+    silu ? sums_channel<true>(x, dy, of, dz, one, two, n)                                            \
+         : sums_channel<false>(x, dy, of, dz, one, two, n);                                          \
+  }                                                                                                  \
+  ATLAS_MULTIVERSION void gradient(const A* x, const B* dz, const Columns<Compute<A>>& columns,      \
+                                   A* dx, int64_t n) {                                               \
+    gradient_row(x, dz, columns, dx, n);                                                             \
+  }                                                                                                  \
+  [[maybe_unused]] ATLAS_MULTIVERSION void gradient(const A* x, const B* dz, Channel<Compute<A>> of, A* dx,           \
+                                   int64_t n) {                                                      \
+    gradient_channel(x, dz, of, dx, n);                                                              \
   }
 
 #define ATLAS_STATISTICS(A)                                                                        \
@@ -210,21 +262,6 @@ ATLAS_INLINE void scatter_row(const Compute<T>* from, int64_t row, int64_t inner
     add ? scatter_row<true>(from, row, inner, count, to)                                           \
         : scatter_row<false>(from, row, inner, count, to);                                         \
   }
-
-ATLAS_MULTIVERSION void film_one(bool silu, const bfloat16* x, const Columns<float>& columns,
-                                 bfloat16* y, int64_t n) {
-  silu ? film_pairs<true>(x, columns, y, n) : film_pairs<false>(x, columns, y, n);
-}
-ATLAS_MULTIVERSION void sums_one(bool silu, const bfloat16* x, const bfloat16* dy,
-                                 const Columns<float>& columns, bfloat16* dz, float* one, float* two,
-                                 int64_t n) {
-  silu ? sums_pairs<true>(x, dy, columns, dz, one, two, n)
-       : sums_pairs<false>(x, dy, columns, dz, one, two, n);
-}
-ATLAS_MULTIVERSION void gradient_one(const bfloat16* x, const bfloat16* dz,
-                                     const Columns<float>& columns, bfloat16* dx, int64_t n) {
-  gradient_pairs(x, dz, columns, dx, n);
-}
 
 ATLAS_ROWS(float, float)
 ATLAS_ROWS(double, double)

@@ -28,8 +28,8 @@ template <typename C>
 struct Tile {
   explicit Tile(const Walk& walk)
       : centre(walk.inner), sum(walk.inner), squares(walk.inner) {}
-  std::vector<C> rows, centres, sums, moments;  // columns
-  std::vector<double> centre, sum, squares;     // channels
+  Scratch<C> rows, centres, sums, moments;  // columns
+  Scratch<double> centre, sum, squares;     // channels
 };
 
 // Calls body(first number, rows, lanes) for the whole rows of a tile, then for what is left over.

@@ -74,7 +74,7 @@ struct Rows {
 
   bool dense() const { return row == inner; }
   T* at(int64_t voxel) const { return data + voxel * row; }
-  C* gathered(int64_t voxel, int64_t count, std::vector<C>& room) const {
+  C* gathered(int64_t voxel, int64_t count, Scratch<C>& room) const {
     room.resize(std::max(room.size(), static_cast<size_t>(count * inner)));
     gather(at(voxel), row, inner, count, room.data());
     return room.data();
@@ -93,22 +93,32 @@ void for_each_row(const Walk& walk, const Chunk& chunk, const Body& body) {
   }
 }
 
+// Calls body(first, numbers) for each piece of a chunk of a single channel: few enough for sums in float.
+template <typename Body>
+void for_each_piece(const Chunk& chunk, const Body& body) {
+  constexpr int64_t kPiece = 2048;
+  for (int64_t first = 0; first < chunk.count; first += kPiece) body(first, std::min(kPiece, chunk.count - first));
+}
+
+// What is computed in, of a double; see narrow() for NaN.
+template <typename C>
+C rounded(double value) {
+  return std::isnan(value) ? std::numeric_limits<C>::quiet_NaN() : static_cast<C>(value);
+}
+
 // A number a channel -> the columns of a row, and the columns of a row -> sums a channel. Both go by
 // halves (row_voxels is a power of two), so that they are long loops even for one channel.
 template <typename C>
-void spread(const Walk& walk, const double* channels, std::vector<C>& columns) {
+void spread(const Walk& walk, const double* channels, Scratch<C>& columns) {
   columns.resize(walk.lanes());
-  for (int64_t c = 0; c < walk.inner; ++c) {
-    columns[c] = std::isnan(channels[c]) ? std::numeric_limits<C>::quiet_NaN()  // see narrow()
-                                         : static_cast<C>(channels[c]);
-  }
+  for (int64_t c = 0; c < walk.inner; ++c) columns[c] = rounded<C>(channels[c]);
   for (int64_t n = walk.inner; n < walk.lanes(); n *= 2) {
     std::copy_n(columns.data(), n, columns.data() + n);
   }
 }
 
 template <typename C>
-void fold(const Walk& walk, std::vector<C>& columns, double* channels) {
+void fold(const Walk& walk, Scratch<C>& columns, double* channels) {
   for (int64_t n = walk.lanes() / 2; n >= walk.inner; n /= 2) {
     for (int64_t i = 0; i < n; ++i) columns[i] += columns[n + i];
   }
