@@ -157,12 +157,10 @@ class ValuePlane {
     T* ATLAS_RESTRICT from = line(y);
     const Span span = spans_[y];
     spans_[y] = Span();
-    // Whole steps: what lies beyond the span is 0.
-    for (int64_t z = span.begin; z < span.end; z += kStep) {
-      for (int64_t i = z; i < z + kStep; ++i) {
-        if (sum) sum[i] += from[i];
-        from[i] = T(0);
-      }
+    const int64_t n = whole_steps(span.end - span.begin + kStep - 1);  // beyond the span all is 0
+    for (int64_t z = span.begin; z < span.begin + n; ++z) {
+      if (sum) sum[z] += from[z];
+      from[z] = T(0);
     }
   }
 
@@ -171,14 +169,16 @@ class ValuePlane {
     int32_t begin = INT32_MAX, end = INT32_MIN;
   };
 
+  // Tells the compiler that nothing is left over beyond the vectors.
+  static ATLAS_INLINE int64_t whole_steps(int64_t n) { return n & -kStep; }
+
   // `length` is a multiple of kStep.
   template <MaKind kind>
   static ATLAS_INLINE void draw_row(T* ATLAS_RESTRICT to, const T* ATLAS_RESTRICT from,
                                     int64_t length) {
-    for (int64_t i = 0; i < length; i += kStep) {
-      for (int64_t j = i; j < i + kStep; ++j) {
-        to[j] = kind == MaKind::count ? to[j] + from[j] : (from[j] > to[j] ? from[j] : to[j]);
-      }
+    const int64_t n = whole_steps(length);
+    for (int64_t i = 0; i < n; ++i) {
+      to[i] = kind == MaKind::count ? to[i] + from[i] : (from[i] > to[i] ? from[i] : to[i]);
     }
   }
 

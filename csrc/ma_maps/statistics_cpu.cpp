@@ -136,7 +136,9 @@ ATLAS_MULTIVERSION void coverage(const FociProblem& problem, const double* weigh
   coverage_of_planes(problem, weights, counted, out);
 }
 
-ATLAS_MULTIVERSION void ale(const FociProblem& problem, float* out) { ale_of_planes(problem, out); }
+ATLAS_MULTIVERSION_V3 void ale(const FociProblem& problem, float* out) {
+  ale_of_planes(problem, out);
+}
 
 }  // namespace
 
