@@ -5,14 +5,19 @@
 // It needs GCC and glibc's indirect functions, which sanitizers do not follow; elsewhere it is
 // nothing. It does not work on templates: put it on a plain function that calls one marked
 // ATLAS_INLINE, so that the body is compiled again inside each version.
+//
+// ATLAS_MULTIVERSION_V3 stops at vectors of 32 bytes: short rows that start anywhere are slower in
+// vectors of 64, because nearly each of those crosses into another cache line.
 #pragma once
 
 #if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__clang__) && \
     !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
 #define ATLAS_MULTIVERSION \
   __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
+#define ATLAS_MULTIVERSION_V3 __attribute__((target_clones("default", "arch=x86-64-v3")))
 #else
 #define ATLAS_MULTIVERSION
+#define ATLAS_MULTIVERSION_V3
 #endif
 
 #if defined(__GNUC__)

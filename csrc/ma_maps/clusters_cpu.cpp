@@ -14,11 +14,11 @@ struct Run {
   int64_t column;      // of its first voxel
 };
 
-// Most lines hold nothing above the threshold; this asks without a branch for each voxel.
-bool any_above(const float* statistic, int64_t n, float limit) {
-  int any = 0;
-  for (int64_t i = 0; i < n; ++i) any |= statistic[i] > limit;
-  return any != 0;
+// Which of at most 64 voxels lie above the limit, without a branch for each.
+ATLAS_INLINE uint64_t bits_above(const float* statistic, int64_t n, float limit) {
+  uint64_t bits = 0;
+  for (int64_t i = 0; i < n; ++i) bits |= static_cast<uint64_t>(statistic[i] > limit) << i;
+  return bits;
 }
 
 // The greatest float that is not above the threshold: a float exceeds both or neither.
@@ -29,18 +29,18 @@ float limit_of(double threshold) {
 
 class Clusters {
  public:
-  Clusters(const MaskRows& mask, const float* statistic, double threshold) : starts_{0} {
+  ATLAS_INLINE Clusters(const MaskRows& mask, const float* statistic, double threshold) : starts_{0} {
     const int64_t n_lines = mask.shape[0] * mask.shape[1], words = mask.words();
     const float limit = limit_of(threshold);
     for (int64_t line = 0; line < n_lines; ++line) {
       for (int64_t w = 0; w < words; ++w) {
         const int64_t place = line * words + w;
+        uint64_t above = 0;
         for_each_run(mask, place, w, mask.bits[place], [&](int64_t z, int length, int64_t column) {
-          if (!any_above(statistic + column, length, limit)) return;
-          for (int64_t i = 0; i < length; ++i) {
-            if (statistic[column + i] > limit) add(z + i, column + i);
-          }
+          above |= bits_above(statistic + column, length, limit) << (z & 63);
         });
+        for_each_run(mask, place, w, above,
+                     [&](int64_t z, int length, int64_t column) { add(z, length, column); });
       }
       starts_.push_back(static_cast<int64_t>(runs_.size()));
     }
@@ -60,12 +60,12 @@ class Clusters {
   }
 
  private:
-  // A voxel next to the one before it, on the same line, makes the last run longer.
-  void add(int64_t z, int64_t column) {
+  // A run may go on in the next word.
+  void add(int64_t z, int64_t length, int64_t column) {
     if (static_cast<int64_t>(runs_.size()) > starts_.back() && runs_.back().end == z) {
-      ++runs_.back().end;
+      runs_.back().end += length;
     } else {
-      runs_.push_back({z, z + 1, column});
+      runs_.push_back({z, z + length, column});
     }
   }
 
@@ -86,9 +86,7 @@ class Clusters {
   std::vector<int64_t> parents_;
 };
 
-}  // namespace
-
-ClusterMaxima cluster_maxima(const MaskRows& mask, const float* statistic, double threshold) {
+ATLAS_INLINE ClusterMaxima maxima_of(const MaskRows& mask, const float* statistic, double threshold) {
   Clusters clusters(mask, statistic, threshold);
   const std::vector<Run>& runs = clusters.runs();
   std::vector<ClusterMaxima> totals(runs.size());
@@ -104,6 +102,17 @@ ClusterMaxima cluster_maxima(const MaskRows& mask, const float* statistic, doubl
     greatest.mass = std::max(greatest.mass, total.mass);
   }
   return greatest;
+}
+
+ATLAS_MULTIVERSION ClusterMaxima maxima(const MaskRows& mask, const float* statistic,
+                                        double threshold) {
+  return maxima_of(mask, statistic, threshold);
+}
+
+}  // namespace
+
+ClusterMaxima cluster_maxima(const MaskRows& mask, const float* statistic, double threshold) {
+  return maxima(mask, statistic, threshold);
 }
 
 }  // namespace atlas_kernels

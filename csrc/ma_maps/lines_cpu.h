@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "common/multiversion.h"
@@ -98,32 +99,35 @@ class Touched {
   std::vector<uint64_t> words_;
 };
 
-// The bits that foci cover in a plane. Words of padding on either side of a line take what lies outside.
+// The bits that foci cover in a plane. The w-th words of all lines lie together: a patch is drawn many
+// lines at once. Words of padding on either side take what lies outside.
 class BitPlane {
  public:
-  BitPlane(int64_t n_lines, int64_t words) : stride_(words + 3), words_(n_lines * stride_) {}
+  BitPlane(int64_t n_lines, int64_t words) : n_lines_(n_lines), words_(n_lines * (words + 2)) {}
 
   ATLAS_INLINE void draw(const Patch& patch, const uint64_t* patterns) {
-    const int64_t at = patch.z + 64;
+    const int64_t at = patch.z + 64, n = patch.n;
     const int shift = static_cast<int>(at & 63);
-    uint64_t* to = words_.data() + patch.y * stride_ + (at >> 6);
-    for (int64_t i = 0; i < patch.n; ++i, to += stride_) {
-      const uint64_t pattern = patterns[patch.row + i];
-      to[0] |= pattern << shift;
-      to[1] |= pattern >> 1 >> (63 - shift);
+    const uint64_t* from = patterns + patch.row;
+    uint64_t* to = words_.data() + (at >> 6) * n_lines_ + patch.y;
+    uint64_t* next = to + n_lines_;
+    ATLAS_INDEPENDENT
+    for (int64_t i = 0; i < n; ++i) {
+      to[i] |= from[i] << shift;
+      next[i] |= from[i] >> 1 >> (63 - shift);
     }
   }
 
+  // Word w of line y is words()[w * n_lines + y].
+  ATLAS_INLINE uint64_t* words() { return words_.data() + n_lines_; }
+
   // Returns word w of line y and erases it.
   ATLAS_INLINE uint64_t take(int64_t y, int64_t w) {
-    uint64_t& word = words_[y * stride_ + w + 1];
-    const uint64_t taken = word;
-    word = 0;
-    return taken;
+    return std::exchange(words()[w * n_lines_ + y], 0);
   }
 
  private:
-  int64_t stride_;
+  int64_t n_lines_;
   std::vector<uint64_t> words_;
 };
 
@@ -157,12 +161,10 @@ class ValuePlane {
     T* ATLAS_RESTRICT from = line(y);
     const Span span = spans_[y];
     spans_[y] = Span();
-    // Whole steps: what lies beyond the span is 0.
-    for (int64_t z = span.begin; z < span.end; z += kStep) {
-      for (int64_t i = z; i < z + kStep; ++i) {
-        if (sum) sum[i] += from[i];
-        from[i] = T(0);
-      }
+    const int64_t n = whole_steps(span.end - span.begin + kStep - 1);  // beyond the span all is 0
+    for (int64_t z = span.begin; z < span.begin + n; ++z) {
+      if (sum) sum[z] += from[z];
+      from[z] = T(0);
     }
   }
 
@@ -171,14 +173,16 @@ class ValuePlane {
     int32_t begin = INT32_MAX, end = INT32_MIN;
   };
 
+  // Tells the compiler that nothing is left over beyond the vectors.
+  static ATLAS_INLINE int64_t whole_steps(int64_t n) { return n & -kStep; }
+
   // `length` is a multiple of kStep.
   template <MaKind kind>
   static ATLAS_INLINE void draw_row(T* ATLAS_RESTRICT to, const T* ATLAS_RESTRICT from,
                                     int64_t length) {
-    for (int64_t i = 0; i < length; i += kStep) {
-      for (int64_t j = i; j < i + kStep; ++j) {
-        to[j] = kind == MaKind::count ? to[j] + from[j] : (from[j] > to[j] ? from[j] : to[j]);
-      }
+    const int64_t n = whole_steps(length);
+    for (int64_t i = 0; i < n; ++i) {
+      to[i] = kind == MaKind::count ? to[i] + from[i] : (from[i] > to[i] ? from[i] : to[i]);
     }
   }
 

@@ -111,14 +111,14 @@ ATLAS_INLINE void fill_share(const Share& share, const Csr& csr) {
   for_each_plane(share, begin, draw, read);
 }
 
-ATLAS_MULTIVERSION void count(const Share& share, int64_t* sizes) { count_share(share, sizes); }
-ATLAS_MULTIVERSION void fill_cover(const Share& share, const Csr& csr) {
+ATLAS_MULTIVERSION_V3 void count(const Share& share, int64_t* sizes) { count_share(share, sizes); }
+ATLAS_MULTIVERSION_V3 void fill_cover(const Share& share, const Csr& csr) {
   fill_share<MaKind::cover>(share, csr);
 }
-ATLAS_MULTIVERSION void fill_count(const Share& share, const Csr& csr) {
+ATLAS_MULTIVERSION_V3 void fill_count(const Share& share, const Csr& csr) {
   fill_share<MaKind::count>(share, csr);
 }
-ATLAS_MULTIVERSION void fill_max(const Share& share, const Csr& csr) {
+ATLAS_MULTIVERSION_V3 void fill_max(const Share& share, const Csr& csr) {
   fill_share<MaKind::max>(share, csr);
 }
 

@@ -66,12 +66,30 @@ def test_maps_and_statistics(
             row = slice(starts[b], starts[b + 1])
             assert np.array_equal(indices[row], np.flatnonzero(counts[b]))
             assert np.array_equal(data[row], dense[counts[b] > 0].astype(np.float32))
-    weights = np.array([0.3, 7.0, 1.1, -2.0])
-    for counted in (False, True):
+    for counted, weights in itertools.product((False, True), ([0.3, 7.0, 1.1, -2.0], [0.3] * 4)):
         terms = [w * (c if counted else c > 0) for w, c in zip(weights, counts, strict=True)]
-        np.testing.assert_allclose(ones.coverage(ijk, weights, counted), sum(terms), rtol=2e-6)
+        got = ones.coverage(ijk, np.array(weights), counted)
+        np.testing.assert_allclose(got, sum(terms), rtol=2e-6)
     want = 1 - np.prod([1 - g.astype(float) for g in greatest], axis=0)
     np.testing.assert_allclose(maps.ale(ijk), want, rtol=1e-6)
+
+
+@pytest.mark.parametrize("n_studies", [7, 8, 9, 300])
+def test_studies_of_one_weight(n_studies: int) -> None:
+    """They are counted in binary; the sums are those of float64 in order, bit for bit."""
+    shape = (3, 4, 12)
+    offsets = np.arange(n_studies + 1)
+    ijk = np.random.default_rng(4).integers(0, (2, 3, 9), (n_studies, 3)).astype(np.int32)
+    maps = MaMaps(
+        Mask.from_array(np.ones(shape, bool)),
+        [Support.from_offsets(gappy()[0])],
+        offsets,
+        np.zeros(n_studies, int),
+    )
+    _, indices, _ = maps.csr(ijk, "cover")
+    number = np.bincount(indices, minlength=maps.mask.n_voxels)
+    sums = np.cumsum(np.r_[0, np.full(n_studies, 0.1)]).astype(np.float32)
+    assert np.array_equal(maps.coverage(ijk, np.full(n_studies, 0.1)), sums[number])
 
 
 def test_nothing_to_draw() -> None:
