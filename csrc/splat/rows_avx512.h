@@ -1,6 +1,6 @@
-// Rows of one focus in one plane by AVX-512, where what belongs to z stays in registers from row to row:
-// vectors of 16 voxels along z, row after row. The same operations on each voxel as the loops that they
-// stand for (splat_cpu.cpp, splat_backward_cpu.cpp), hence the same bits. Chosen when the program runs.
+// Rows of one focus in one plane by AVX-512, where what belongs to z stays in registers from row to row. The
+// same operations on each voxel as the loops that they stand for (splat_cpu.cpp, splat_backward_cpu.cpp),
+// hence the same bits. Chosen when the program runs; ATLAS_NO_AVX512 leaves them out.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +16,7 @@ namespace atlas_kernels {
 
 // Of `rows` rows the `n` voxels each, the first at `start` in the plane. In row j a voxel is covered where
 // z2 <= left - y2[j], and the kernel's value there is scale * gauss_y[j] * gauss_z, all of it in floats.
-// Behind n, up to 15 more voxels may be read and written, of which z2 is infinite: none of them changes.
+// Behind n, up to 8 more voxels may be read and written, of which z2 is infinite: none of them changes.
 struct QuickRows {
   int64_t rows, start, row_length;
   int n;

@@ -116,40 +116,46 @@ ATLAS_INLINE T combined(T before, T value) {
 }
 
 #if defined(ATLAS_AVX512)
+// Vectors of 8 voxels: those of 16, where nearly each crosses into another cache line, are slower.
 template <SplatMode mode, int vectors>
 ATLAS_AVX512 inline void draw_vectors(const QuickRows& rows, int at, float* plane) {
-  __m512 z2[vectors], gauss[vectors];
+  __m256 z2[vectors], gauss[vectors];
   for (int v = 0; v < vectors; ++v) {
-    z2[v] = _mm512_loadu_ps(rows.z2 + at + 16 * v);
-    gauss[v] = _mm512_loadu_ps(rows.gauss_z + at + 16 * v);
+    z2[v] = _mm256_loadu_ps(rows.z2 + at + 8 * v);
+    gauss[v] = _mm256_loadu_ps(rows.gauss_z + at + 8 * v);
   }
   // Copies: what is stored might be any of the originals, for all that the compiler knows.
-  const float *y2 = rows.y2, *gauss_y = rows.gauss_y;
-  const __m512 all_left = _mm512_set1_ps(rows.left), height = _mm512_set1_ps(rows.scale);
+  const float *y2 = rows.y2, *gauss_y = rows.gauss_y, all_left = rows.left, height = rows.scale;
   const int64_t n_rows = rows.rows, row_length = rows.row_length;
   float* out = plane + rows.start + at;
   for (int64_t j = 0; j < n_rows; ++j, out += row_length) {
-    const __m512 left = _mm512_sub_ps(all_left, _mm512_set1_ps(y2[j]));
-    const __m512 scale = _mm512_mul_ps(height, _mm512_set1_ps(gauss_y[j]));
+    const __m256 left = _mm256_set1_ps(all_left - y2[j]), scale = _mm256_set1_ps(height * gauss_y[j]);
     for (int v = 0; v < vectors; ++v) {
-      const __mmask16 covered = _mm512_cmp_ps_mask(z2[v], left, _CMP_LE_OQ);
-      const __m512 value = _mm512_maskz_mul_ps(covered, scale, gauss[v]);
-      const __m512 before = _mm512_loadu_ps(out + 16 * v);
-      __m512 after;
-      if constexpr (mode == SplatMode::sum) after = _mm512_add_ps(before, value);
-      if constexpr (mode == SplatMode::max) after = _mm512_max_ps(value, before);
+      const __mmask8 covered = _mm256_cmp_ps_mask(z2[v], left, _CMP_LE_OQ);
+      const __m256 value = _mm256_maskz_mul_ps(covered, scale, gauss[v]);
+      const __m256 before = _mm256_loadu_ps(out + 8 * v);
+      __m256 after;
+      if constexpr (mode == SplatMode::sum) after = _mm256_add_ps(before, value);
+      if constexpr (mode == SplatMode::max) after = _mm256_max_ps(value, before);
       if constexpr (mode == SplatMode::union_) {
-        after = _mm512_add_ps(before, _mm512_mul_ps(value, _mm512_sub_ps(_mm512_set1_ps(1), before)));
+        after = _mm256_add_ps(before, _mm256_mul_ps(value, _mm256_sub_ps(_mm256_set1_ps(1), before)));
       }
-      _mm512_storeu_ps(out + 16 * v, after);
+      _mm256_storeu_ps(out + 8 * v, after);
     }
   }
 }
 
 template <SplatMode mode>
 ATLAS_AVX512 void draw_wide(const QuickRows& rows, float* plane) {
-  for (int at = 0; at < rows.n; at += 32) {
-    rows.n - at > 16 ? draw_vectors<mode, 2>(rows, at, plane) : draw_vectors<mode, 1>(rows, at, plane);
+  for (int at = 0; at < rows.n; at += 24) {
+    const int left = rows.n - at;
+    if (left > 16) {
+      draw_vectors<mode, 3>(rows, at, plane);
+    } else if (left > 8) {
+      draw_vectors<mode, 2>(rows, at, plane);
+    } else {
+      draw_vectors<mode, 1>(rows, at, plane);
+    }
   }
 }
 #else
