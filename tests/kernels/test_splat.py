@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ import torch
 import atlas_kernels
 from atlas_kernels import Grid
 from atlas_kernels.splat import op, reference
-from tests.support import pairs
+from tests.support import ROOT, pairs, require_tool
 
 from .cases import (
     CASES,
@@ -452,6 +453,21 @@ def test_same_bits_for_any_number_of_threads(mode: str, dtype: torch.dtype, back
         runs.append([out, *torch.autograd.grad(out, given.leaves(), upstream)])
     for run in runs[1:]:
         assert all(torch.equal(a, b) for a, b in zip(runs[0], run, strict=True))
+
+
+def test_same_bits_with_and_without_avx512(tmp_path: Path) -> None:
+    """Where the machine has it: elsewhere both programs are alike."""
+    csrc = ROOT / "csrc"
+    sources = [Path(__file__).with_name("levels.cpp"), *csrc.glob("splat/*_cpu.cpp")]
+    sources += csrc.glob("common/*.cpp")
+
+    def printed(name: str, *flags: str) -> str:
+        program = tmp_path / name
+        command = [require_tool("g++"), "-std=c++17", "-O1", "-w", "-pthread", "-ffp-contract=off", f"-I{csrc}"]
+        subprocess.run([*command, *flags, *map(str, sources), "-o", str(program)], check=True)
+        return subprocess.run([program], check=True, capture_output=True, text=True).stdout
+
+    assert printed("with") == printed("without", "-DATLAS_NO_AVX512")
 
 
 @pytest.mark.usefixtures("restore_threads")
