@@ -126,19 +126,23 @@ def convolution(a: Tensor, weight: Tensor, dilation: int) -> Tensor:
     return y.contiguous(memory_format=torch.channels_last_3d)
 
 
+def prepare_backward(weight: Tensor) -> Tensor:
+    """Return the weight mirrored: with it a convolution of `dy` is the gradient of `a`."""
+    return weight.flip(2, 3, 4).transpose(0, 1).contiguous(memory_format=torch.channels_last_3d)
+
+
 def convolution_backward(
-    dy: Tensor, a: Tensor, weight: Tensor, dilation: int
+    dy: Tensor, a: Tensor, mirrored: Tensor, dilation: int
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of `a`, in channels last, and of the weight."""
-    last = torch.channels_last_3d
-    if _one_dnn(a):
-        mirrored = weight.flip(2, 3, 4).transpose(0, 1).contiguous(memory_format=last)
-        return convolution(dy, mirrored, dilation), _weight_gradient(dy, a, dilation)
-    d = [dilation] * 3
-    da, dw, _ = torch.ops.aten.convolution_backward(
-        dy, a, weight, None, [1] * 3, d, d, False, [0] * 3, 1, [True, True, False]
+    da = convolution(dy, mirrored, dilation)
+    if a.dtype != torch.float64:
+        return da, _weight_gradient(dy, a, dilation)
+    d, weight = [dilation] * 3, mirrored.transpose(0, 1)  # whose values do not matter
+    _, dw, _ = torch.ops.aten.convolution_backward(
+        dy, a, weight, None, [1] * 3, d, d, False, [0] * 3, 1, [False, True, False]
     )
-    return da.contiguous(memory_format=last), dw
+    return da, dw
 
 
 def _one_dnn(a: Tensor) -> bool:
