@@ -24,10 +24,6 @@
 #include "common/multiversion.h"
 #include "common/parallel.h"
 
-#if defined(__x86_64__) && defined(__GNUC__)
-#include <immintrin.h>
-#endif
-
 namespace atlas_kernels {
 namespace {
 
@@ -117,28 +113,29 @@ __attribute__((target("avx512f,fma"))) void accumulate_avx512(const Strip& strip
   accumulate_all<Floats<Vector16>, 16, 8>(strip, sums);
 }
 
-// As Floats, of pairs. No template of both: an intrinsic cannot be inlined into what is for any
-// processor, as Floats is until it is inlined itself.
+// As Floats, of pairs. Not its intrinsic, for which GCC loads each output into a register first: 0.7 of
+// the speed.
 struct Pairs {
   template <int Outputs>
   __attribute__((target("avx512f,avx512bf16"))) static void run(const Strip& strip, float* sums) {
-    static_assert(kInputs == 16, "one vector");
-    __m512 sum[Outputs] = {};
+    static_assert(kInputs * sizeof(float) == sizeof(Vector16));
+    Vector16 sum[Outputs] = {}, inputs;
     for (int64_t row = 0; row < strip.rows; ++row) {
       const float* a = strip.a + row * strip.row_voxels * kInputs;
       const float* g = strip.g + row * strip.row_voxels * strip.outputs;
       for (int64_t voxel = 0; voxel < strip.run; ++voxel, a += kInputs, g += strip.outputs) {
-        const auto inputs = (__m512bh)_mm512_loadu_ps(a);
+        std::memcpy(&inputs, a, sizeof inputs);
 #pragma GCC unroll 16
         for (int o = 0; o < Outputs; ++o) {
-          sum[o] = _mm512_dpbf16_ps(sum[o], inputs, (__m512bh)_mm512_set1_ps(g[o]));
+          asm("vdpbf16ps %2%{1to16%}, %1, %0" : "+v"(sum[o]) : "v"(inputs), "m"(g[o]));
         }
       }
     }
 #pragma GCC unroll 16
     for (int o = 0; o < Outputs; ++o) {
-      float* out = sums + o * kInputs;
-      _mm512_storeu_ps(out, _mm512_add_ps(_mm512_loadu_ps(out), sum[o]));
+      std::memcpy(&inputs, sums + o * kInputs, sizeof inputs);
+      inputs += sum[o];
+      std::memcpy(sums + o * kInputs, &inputs, sizeof inputs);
     }
   }
 };
