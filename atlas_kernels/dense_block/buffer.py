@@ -114,13 +114,12 @@ def backward(
         gradient_NVC = gradient_NVC.flatten(1, 3)
         for step, grads in reversed(list(zip(steps, found))):
             k, here = step.channels, step.of(part)
-            a, *normal = room.activations(x_NVC, known, here, run)
+            a, mean_NG, rstd_NG = room.activations(x_NVC, known, here, run)
             dy = room.gradient(part, growth)
             run.copy(gradient_NVC[..., k : k + growth], _flat(dy))
             da, dw = run.convolution_backward(dy, a, step.weight, step.dilation)
-            rest = run.backward(
-                _flat(da), x_NVC[..., :k], here.film, *normal, gradient_NVC[..., :k]
-            )
+            x_NVK, dx_NVK = x_NVC[..., :k], gradient_NVC[..., :k]
+            rest = run.backward(_flat(da), x_NVK, here.film, mean_NG, rstd_NG, dx_NVK)
             grads.append((dw, *rest))
         run.copy(gradient_NVC[..., :channels], dx[part].flatten(1, 3))
     joined = [_joined(grads, layer) for grads, layer in zip(found, block.layers())]
@@ -185,9 +184,8 @@ class _Room:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return a layer's, (n, K, X, Y, Z) in channels last, and its groups' statistics."""
         k, (n, voxels, _) = step.channels, x_NVC.shape
-        mean_NG, rstd_NG = run.group_statistics(
-            *statistics[:, :, :k], voxels, step.groups, step.eps
-        )
+        mean_NK, m2_NK = statistics[:, :, :k]
+        mean_NG, rstd_NG = run.group_statistics(mean_NK, m2_NK, voxels, step.groups, step.eps)
         a_NVK = self.memory[: n * voxels * k].view(n, voxels, k)
         run.apply(x_NVC[..., :k], step.film, mean_NG, rstd_NG, a_NVK)
         return a_NVK.view(n, *self.sizes, k).movedim(-1, 1), mean_NG, rstd_NG
