@@ -98,15 +98,35 @@ class DenseBlock(nn.Module):
 class Upsample(nn.Module):
     """Double the grid with a k4 s2 transposed convolution, then crop to `size`."""
 
-    def __init__(self, channels: int, out_channels: int, size: Sequence[int]) -> None:
+    def __init__(
+        self, channels: int, out_channels: int, size: Sequence[int], kernels: Kernels = "auto"
+    ) -> None:
         super().__init__()
         self.conv = nn.ConvTranspose3d(channels, out_channels, 4, stride=2, padding=1)
         self.size = tuple(size)
+        # On a CPU a transposed convolution to two channels takes several times its arithmetic.
+        self.by_phases = kernels == "auto" and out_channels < CHANNELS_PER_GROUP
 
     def forward(self, x_BCXYZ: Tensor) -> Tensor:
         """Return (B, out_channels, *size)."""
         x, y, z = self.size
+        if self.by_phases and x_BCXYZ.device.type == "cpu":
+            return self._phases(x_BCXYZ)[..., 1 : x + 1, 1 : y + 1, 1 : z + 1]
         return self.conv(x_BCXYZ)[..., :x, :y, :z]
+
+    def _phases(self, x_BCXYZ: Tensor) -> Tensor:
+        """Compute the same one cell further out on each side, as a 2^3 convolution.
+
+        Cells 2j - 1 and 2j see x at j - 1 and j alone, the one through the kernel's entries 2 and
+        0, the other through 3 and 1: they are channels of cell j.
+        """
+        weight, bias = self.conv.weight, self.conv.bias
+        assert bias is not None
+        c, o = weight.shape[:2]
+        taps = weight.reshape(c, o, 2, 2, 2, 2, 2, 2).flip(2, 4, 6).permute(1, 3, 5, 7, 0, 2, 4, 6)
+        y = F.conv3d(x_BCXYZ, taps.reshape(8 * o, c, 2, 2, 2), bias.repeat_interleave(8), padding=1)
+        phases = y.unflatten(1, (o, 2, 2, 2)).permute(0, 1, 5, 2, 6, 3, 7, 4)
+        return phases.reshape(len(y), o, *(2 * n for n in y.shape[2:]))
 
 
 def pool(x_BCXYZ: Tensor) -> Tensor:

@@ -4,17 +4,17 @@ The buffer is the output, (N, X, Y, Z, channels) in memory, so that a layer's in
 channels of each voxel and its output the next ones: nothing is concatenated. Statistics are kept
 for each channel and joined into groups when a layer needs them, so each channel is looked at once.
 
-The backward goes from the last layer to the first with one buffer of gradients, to which every
-layer adds; a layer's activations are computed again. Samples are taken a few at a time, so that the
-scratch for activations and their gradients is small and stays in the cache.
+Samples are taken a few at a time through all the layers, so that the scratch for activations and
+gradients is small and stays in the cache. The backward goes from the last layer to the first with
+one buffer of gradients, to which every layer adds; a layer's activations are computed again.
 
 Letters as in the models, and V voxels, K a layer's input channels, G groups, R growth.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -69,33 +69,32 @@ class Primitives(Protocol):
     def convolution(self, a: Tensor, weight: Tensor, dilation: int) -> Tensor:
         """Return a 3^3 convolution that keeps the size, in channels last."""
 
+    def prepare_backward(self, weight: Tensor) -> Tensor:
+        """Return the weight as `convolution_backward` wants it."""
+
     def convolution_backward(
-        self, dy: Tensor, a: Tensor, weight: Tensor, dilation: int
+        self, dy: Tensor, a: Tensor, prepared: Tensor, dilation: int
     ) -> tuple[Tensor, Tensor]:
         """Return the gradients of `a`, in channels last, and of the weight."""
 
 
 def forward(x: Tensor, block: Block, run: Primitives) -> tuple[Tensor, Tensor]:
     """Return the buffer and the statistics of its channels, (2, N, channels)."""
-    n, channels = x.shape[:2]
+    n, channels, growth = *x.shape[:2], block.growth()
     shape = (n, *x.shape[2:], block.out_channels(channels))
     buffer = torch.empty(shape, dtype=x.dtype, device=x.device)
     statistics = torch.empty((2, n, shape[-1]), dtype=statistics_dtype(x), device=x.device)
-    flat_NVC = buffer.flatten(1, 3)
-    run.copy(_flat(_last(x)), flat_NVC[..., :channels])
-    _note(statistics, 0, flat_NVC[..., :channels], run)
     room = _Room(buffer, block, run)
-    for layer in block.layers():
-        k, weight = layer.channels, _last(layer.conv_weight.to(room.dtype))
-        film, mean_NG, rstd_NG = _prepare(layer, statistics, flat_NVC.shape[1], block, run)
-        for part in room.parts():
-            a = room.take(part, k)
-            run.apply(
-                flat_NVC[part, :, :k], _of(film, part), mean_NG[part], rstd_NG[part], _flat(a)
-            )
-            y = run.convolution(a, weight, layer.dilation)
-            run.copy(_flat(y), flat_NVC[part, :, k : k + block.growth()])
-        _note(statistics, k, flat_NVC[..., k : k + block.growth()], run)
+    steps = _steps(block, room.dtype, run)
+    for part in room.parts():
+        x_NVC, known = buffer[part].flatten(1, 3), statistics[:, part]
+        run.copy(_flat(_last(x[part])), x_NVC[..., :channels])
+        _note(known, 0, x_NVC[..., :channels], run)
+        for step in steps:
+            new_NVR = x_NVC[..., step.channels : step.channels + growth]
+            a, *_ = room.activations(x_NVC, known, step.of(part), run)
+            run.copy(_flat(run.convolution(a, step.weight, step.dilation)), new_NVR)
+            _note(known, step.channels, new_NVR, run)
     return buffer.movedim(-1, 1), statistics
 
 
@@ -103,32 +102,65 @@ def backward(
     grad: Tensor, out: Tensor, statistics: Tensor, block: Block, run: Primitives
 ) -> tuple[Tensor, list[list[Tensor]]]:
     """Return the gradients of x and of the five lists of tensors."""
-    buffer = out.movedim(1, -1)
-    gradient = torch.empty(buffer.shape, dtype=out.dtype, device=out.device)
-    gradient.copy_(grad.movedim(1, -1))
-    flat_NVC, flat_gradient_NVC = buffer.flatten(1, 3), gradient.flatten(1, 3)
-    room = _Room(buffer, block, run)
-    found: list[tuple[Tensor, ...]] = []
-    for layer in reversed(list(block.layers())):
-        k, weight = layer.channels, _last(layer.conv_weight.to(room.dtype))
-        film, mean_NG, rstd_NG = _prepare(layer, statistics, flat_NVC.shape[1], block, run)
-        grads = []
-        for part in room.parts():
-            a = room.take(part, k)
-            x_NVK, here = flat_NVC[part, :, :k], _of(film, part)
-            run.apply(x_NVK, here, mean_NG[part], rstd_NG[part], _flat(a))
-            dy = room.take_gradient(part, block.growth())
-            run.copy(flat_gradient_NVC[part, :, k : k + block.growth()], _flat(dy))
-            da, dw = run.convolution_backward(dy, a, weight, layer.dilation)
-            dx_NVK = flat_gradient_NVC[part, :, :k]
-            rest = run.backward(_flat(da), x_NVK, here, mean_NG[part], rstd_NG[part], dx_NVK)
-            grads.append((dw, *rest))
-        found.append(_joined(grads, layer))
-    channels = out.shape[1] - len(block.dilations) * block.growth()
+    buffer, growth = out.movedim(1, -1), block.growth()
+    channels = out.shape[1] - len(block.dilations) * growth
     dx = torch.empty((*buffer.shape[:4], channels), dtype=out.dtype, device=out.device)
-    run.copy(flat_gradient_NVC[..., :channels], dx.flatten(1, 3))
-    lists = [list(grads) for grads in zip(*reversed(found))] if found else [[] for _ in range(5)]
+    room = _Room(buffer, block, run)
+    steps = _steps(block, room.dtype, run, run.prepare_backward)
+    found: list[list[tuple[Tensor, ...]]] = [[] for _ in steps]
+    for part in room.parts():
+        x_NVC, known = buffer[part].flatten(1, 3), statistics[:, part]
+        gradient_NVC = grad[part].movedim(1, -1).clone(memory_format=torch.contiguous_format)
+        gradient_NVC = gradient_NVC.flatten(1, 3)
+        for step, grads in reversed(list(zip(steps, found))):
+            k, here = step.channels, step.of(part)
+            a, mean_NG, rstd_NG = room.activations(x_NVC, known, here, run)
+            dy = room.gradient(part, growth)
+            run.copy(gradient_NVC[..., k : k + growth], _flat(dy))
+            da, dw = run.convolution_backward(dy, a, step.weight, step.dilation)
+            x_NVK, dx_NVK = x_NVC[..., :k], gradient_NVC[..., :k]
+            rest = run.backward(_flat(da), x_NVK, here.film, mean_NG, rstd_NG, dx_NVK)
+            grads.append((dw, *rest))
+        run.copy(gradient_NVC[..., :channels], dx[part].flatten(1, 3))
+    joined = [_joined(grads, layer) for grads, layer in zip(found, block.layers())]
+    lists = [list(grads) for grads in zip(*joined)] if joined else [[] for _ in range(5)]
     return dx.movedim(-1, 1), lists if block.gammas else [*lists[:3], [], []]
+
+
+class _Step(NamedTuple):
+    """What a layer is made of, as the primitives want it."""
+
+    channels: int
+    groups: int
+    dilation: int
+    eps: float
+    weight: Tensor
+    film: Film
+
+    def of(self, part: slice) -> _Step:
+        """Return it for some samples: gamma and beta are theirs."""
+        weight, bias, gamma, beta = self.film
+        theirs = (None if t is None else t[part] for t in (gamma, beta))
+        return self._replace(film=(weight, bias, *theirs))
+
+
+def _steps(
+    block: Block,
+    dtype: torch.dtype,
+    run: Primitives,
+    prepare_weight: Callable[[Tensor], Tensor] = lambda weight: weight,
+) -> list[_Step]:
+    return [
+        _Step(
+            layer.channels,
+            layer.channels // block.groups_size,
+            layer.dilation,
+            block.eps,
+            prepare_weight(_last(layer.conv_weight.to(dtype))),
+            run.prepare((layer.norm_weight, layer.norm_bias, layer.gamma, layer.beta)),
+        )
+        for layer in block.layers()
+    ]
 
 
 class _Room:
@@ -147,12 +179,18 @@ class _Room:
         for first in range(0, self.samples, self.at_once):
             yield slice(first, min(first + self.at_once, self.samples))
 
-    def take(self, part: slice, channels: int) -> Tensor:
-        """Return room for activations, (n, channels, X, Y, Z) in channels last."""
-        shape = (part.stop - part.start, *self.sizes, channels)
-        return self.memory[: torch.Size(shape).numel()].view(shape).movedim(-1, 1)
+    def activations(
+        self, x_NVC: Tensor, statistics: Tensor, step: _Step, run: Primitives
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return a layer's, (n, K, X, Y, Z) in channels last, and its groups' statistics."""
+        k, (n, voxels, _) = step.channels, x_NVC.shape
+        mean_NK, m2_NK = statistics[:, :, :k]
+        mean_NG, rstd_NG = run.group_statistics(mean_NK, m2_NK, voxels, step.groups, step.eps)
+        a_NVK = self.memory[: n * voxels * k].view(n, voxels, k)
+        run.apply(x_NVC[..., :k], step.film, mean_NG, rstd_NG, a_NVK)
+        return a_NVK.view(n, *self.sizes, k).movedim(-1, 1), mean_NG, rstd_NG
 
-    def take_gradient(self, part: slice, channels: int) -> Tensor:
+    def gradient(self, part: slice, channels: int) -> Tensor:
         """Return room for the gradient of what a layer appended, laid out alike."""
         shape = (part.stop - part.start, *self.sizes, channels)
         return self.memory.new_empty(shape).movedim(-1, 1)
@@ -162,15 +200,6 @@ def _note(statistics: Tensor, first: int, x_NVK: Tensor, run: Primitives) -> Non
     """Write down the statistics of channels that were just written."""
     for row, values_NK in zip(statistics, run.channel_statistics(x_NVK)):
         row[:, first : first + values_NK.shape[1]] = values_NK
-
-
-def _prepare(
-    layer: Layer, statistics: Tensor, voxels: int, block: Block, run: Primitives
-) -> tuple[Film, Tensor, Tensor]:
-    mean_NK, m2_NK = statistics[:, :, : layer.channels]
-    groups = layer.channels // block.groups_size
-    film = run.prepare((layer.norm_weight, layer.norm_bias, layer.gamma, layer.beta))
-    return film, *run.group_statistics(mean_NK, m2_NK, voxels, groups, block.eps)
 
 
 def _joined(grads: Sequence[tuple[Tensor, ...]], layer: Layer) -> tuple[Tensor, ...]:
@@ -183,12 +212,6 @@ def _joined(grads: Sequence[tuple[Tensor, ...]], layer: Layer) -> tuple[Tensor, 
     columns = list(zip(*grads))
     summed = [torch.stack(column).sum(0) for column in columns[:3]]
     return (*summed, *(torch.cat(column) for column in columns[3:]))
-
-
-def _of(film: Film, part: slice) -> Film:
-    """Return a part's parameters: gamma and beta are its samples'."""
-    weight, bias, gamma, beta = film
-    return weight, bias, *(None if t is None else t[part] for t in (gamma, beta))
 
 
 def _flat(a: Tensor) -> Tensor:

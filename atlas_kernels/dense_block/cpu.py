@@ -1,8 +1,7 @@
 """dense_block's primitives on the CPU: C++ layers, oneDNN's convolutions, C++ where it is slow.
 
-oneDNN's gradient of a dilated convolution's weight reaches a third of the machine's arithmetic, on
-machines without AVX-512 any convolution's: there ours is 1.2 to 2.6 times faster
-(docs/kernels/dense_block.md).
+The gradient of a weight is ours: oneDNN's takes 1.2 to 24 times as long where there are dilations,
+and about as long or longer where there are none (docs/kernels/dense_block.md).
 """
 
 from __future__ import annotations
@@ -17,7 +16,8 @@ from atlas_kernels.group_norm_film.native import Parameters, address, dtype_name
 
 from .buffer import Film
 
-VOXELS_AT_ONCE = 2**14  # scratch stays in the cache
+# Scratch stays in the cache; where convolutions are quick, calling them less often is worth more.
+VOXELS_AT_ONCE = 2**15 if "AVX512" in torch.backends.cpu.get_cpu_capability() else 2**14
 
 
 @functools.cache
@@ -127,29 +127,27 @@ def convolution(a: Tensor, weight: Tensor, dilation: int) -> Tensor:
     return y.contiguous(memory_format=torch.channels_last_3d)
 
 
+def prepare_backward(weight: Tensor) -> Tensor:
+    """Return the weight mirrored: with it a convolution of `dy` is the gradient of `a`."""
+    return weight.flip(2, 3, 4).transpose(0, 1).contiguous(memory_format=torch.channels_last_3d)
+
+
 def convolution_backward(
-    dy: Tensor, a: Tensor, weight: Tensor, dilation: int
+    dy: Tensor, a: Tensor, mirrored: Tensor, dilation: int
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of `a`, in channels last, and of the weight."""
-    last = torch.channels_last_3d
-    if _one_dnn(a) and (dilation > 1 or not _one_dnn_is_good_at_weights()):
-        mirrored = weight.flip(2, 3, 4).transpose(0, 1).contiguous(memory_format=last)
-        return convolution(dy, mirrored, dilation), _weight_gradient(dy, a, dilation)
-    d = [dilation] * 3
-    da, dw, _ = torch.ops.aten.convolution_backward(
-        dy, a, weight, None, [1] * 3, d, d, False, [0] * 3, 1, [True, True, False]
+    da = convolution(dy, mirrored, dilation)
+    if a.dtype != torch.float64:
+        return da, _weight_gradient(dy, a, dilation)
+    d, weight = [dilation] * 3, mirrored.transpose(0, 1)  # whose values do not matter
+    _, dw, _ = torch.ops.aten.convolution_backward(
+        dy, a, weight, None, [1] * 3, d, d, False, [0] * 3, 1, [False, True, False]
     )
-    return da.contiguous(memory_format=last), dw
+    return da, dw
 
 
 def _one_dnn(a: Tensor) -> bool:
     return a.dtype != torch.float64 and torch.backends.mkldnn.is_available() and a.numel() > 0
-
-
-@functools.cache
-def _one_dnn_is_good_at_weights() -> bool:
-    """Say whether oneDNN's gradient of an undilated convolution's weight is as good as ours."""
-    return "AVX512" in torch.backends.cpu.get_cpu_capability()
 
 
 def _weight_gradient(dy: Tensor, a: Tensor, dilation: int) -> Tensor:

@@ -300,18 +300,14 @@ def test_an_expanded_input_and_gradient(backend: str) -> None:
 @pytest.mark.usefixtures("restore_threads")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_same_bits_on_every_run_and_for_any_number_of_threads(dtype: torch.dtype) -> None:
-    """But for the weights' gradients with AVX-512: oneDNN's, and so a matter of its threads."""
     if ROWS[0].why_not():
         pytest.skip(ROWS[0].why_not())
     case, runs = BlockCase("threads", (2, 16, 11, 9, 10), 16, (1, 2)), []
     for threads in (1, 2, 4, 2):
         torch.set_num_threads(threads)
         runs.append(run(inputs(case, dtype, "channels_last"), "cpu"))
-    assert all(torch.equal(a, b) for a, b in zip(runs[1], runs[3], strict=True))
-    theirs = cpu._one_dnn_is_good_at_weights()
-    ours = [k for k, a in enumerate(runs[0]) if not (theirs and a.shape[-3:] == (3, 3, 3))]
     for other in runs[1:]:
-        assert all(torch.equal(runs[0][k], other[k]) for k in ours)
+        assert all(torch.equal(a, b) for a, b in zip(runs[0], other, strict=True))
 
 
 def test_inputs_are_left_alone(backend: str) -> None:

@@ -55,6 +55,12 @@ def test_upsampling_crops_to_size(size: tuple[int, int, int]) -> None:
     assert Upsample(8, 8, size)(torch.randn(1, 8, *half)).shape == (1, 8, *size)
 
 
+@pytest.mark.parametrize("channels", [1, 2, 8])
+def test_upsampling_is_a_transposed_convolution(channels: int) -> None:
+    up, x = Upsample(8, channels, (5, 8, 5)), torch.randn(2, 8, 3, 4, 3)
+    torch.testing.assert_close(up(x), up.conv(x)[..., :5, :8, :5], rtol=1e-5, atol=1e-6)
+
+
 def test_the_gradient_comes_back_reversed() -> None:
     x = torch.randn(3, requires_grad=True)
     y = reverse_gradient(x, 0.7)
