@@ -219,7 +219,8 @@ ATLAS_INLINE void scatter_row(const Compute<T>* from, int64_t row, int64_t inner
                                int64_t n) {                                                          \
     silu ? film_row<true>(x, columns, y, n) : film_row<false>(x, columns, y, n);                     \
   }                                                                                                  \
-  [[maybe_unused]] ATLAS_MULTIVERSION void film(bool silu, const A* x, Channel<Compute<A>> of, B* y, int64_t n) {     \
+  [[maybe_unused]] ATLAS_MULTIVERSION void film(bool silu, const A* x, Channel<Compute<A>> of, B* y, \
+                                                int64_t n) {                                         \
     silu ? film_channel<true>(x, of, y, n) : film_channel<false>(x, of, y, n);                       \
   }                                                                                                  \
   ATLAS_MULTIVERSION void sums(bool silu, const A* x, const B* dy,                                   \
@@ -228,8 +229,9 @@ ATLAS_INLINE void scatter_row(const Compute<T>* from, int64_t row, int64_t inner
     silu ? sums_row<true>(x, dy, columns, dz, one, two, n)                                           \
          : sums_row<false>(x, dy, columns, dz, one, two, n);                                         \
   }                                                                                                  \
-  [[maybe_unused]] ATLAS_MULTIVERSION void sums(bool silu, const A* x, const B* dy, Channel<Compute<A>> of, B* dz,    \
-                               double* one, double* two, int64_t n) {                                \
+  [[maybe_unused]] ATLAS_MULTIVERSION void sums(bool silu, const A* x, const B* dy,                  \
+                                                Channel<Compute<A>> of, B* dz, double* one,          \
+                                                double* two, int64_t n) {                            \
     silu ? sums_channel<true>(x, dy, of, dz, one, two, n)                                            \
          : sums_channel<false>(x, dy, of, dz, one, two, n);                                          \
   }                                                                                                  \
@@ -237,8 +239,8 @@ ATLAS_INLINE void scatter_row(const Compute<T>* from, int64_t row, int64_t inner
                                    A* dx, int64_t n) {                                               \
     gradient_row(x, dz, columns, dx, n);                                                             \
   }                                                                                                  \
-  [[maybe_unused]] ATLAS_MULTIVERSION void gradient(const A* x, const B* dz, Channel<Compute<A>> of, A* dx,           \
-                                   int64_t n) {                                                      \
+  [[maybe_unused]] ATLAS_MULTIVERSION void gradient(const A* x, const B* dz, Channel<Compute<A>> of, \
+                                                    A* dx, int64_t n) {                              \
     gradient_channel(x, dz, of, dx, n);                                                              \
   }
 

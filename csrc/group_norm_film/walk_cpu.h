@@ -97,7 +97,9 @@ void for_each_row(const Walk& walk, const Chunk& chunk, const Body& body) {
 template <typename Body>
 void for_each_piece(const Chunk& chunk, const Body& body) {
   constexpr int64_t kPiece = 2048;
-  for (int64_t first = 0; first < chunk.count; first += kPiece) body(first, std::min(kPiece, chunk.count - first));
+  for (int64_t first = 0; first < chunk.count; first += kPiece) {
+    body(first, std::min(kPiece, chunk.count - first));
+  }
 }
 
 // What is computed in, of a double; see narrow() for NaN.

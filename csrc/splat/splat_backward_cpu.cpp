@@ -204,7 +204,8 @@ ATLAS_AVX512 inline void mark_vectors(const QuickRows& rows, int at, const float
 template <SplatMode mode>
 ATLAS_AVX512 void mark_wide(const QuickRows& rows, const float* grad, float* board) {
   for (int at = 0; at < rows.n; at += 32) {
-    rows.n - at > 16 ? mark_vectors<mode, 2>(rows, at, grad, board) : mark_vectors<mode, 1>(rows, at, grad, board);
+    rows.n - at > 16 ? mark_vectors<mode, 2>(rows, at, grad, board)
+                     : mark_vectors<mode, 1>(rows, at, grad, board);
   }
 }
 #else
@@ -415,10 +416,12 @@ ATLAS_INLINE void gather_plane(const Scene<T>& scene, int64_t x, Board<T>& board
   }
 }
 
-ATLAS_MULTIVERSION void gather(const Scene<float>& scene, int64_t x, Board<float>& board, const float* grad) {
+ATLAS_MULTIVERSION void gather(const Scene<float>& scene, int64_t x, Board<float>& board,
+                               const float* grad) {
   gather_plane(scene, x, board, grad);
 }
-ATLAS_MULTIVERSION void gather(const Scene<double>& scene, int64_t x, Board<double>& board, const double* grad) {
+ATLAS_MULTIVERSION void gather(const Scene<double>& scene, int64_t x, Board<double>& board,
+                               const double* grad) {
   gather_plane(scene, x, board, grad);
 }
 

@@ -7,7 +7,7 @@
 // order of its foci, so neither threads nor slabs change the bits.
 //
 // Work: O(B K X Y Z) for the streaming + O(K * foci * voxels in a support). Tables in double, rounded
-// once, keep float32 within 1e-6 relative of float64 (for weights of one sign).
+// once, and two products in float keep float32 within 1e-6 relative of float64 (for weights of one sign).
 //
 // Siblings: splat.h (contract), splat_scene.h (tables and rows), splat_backward_cpu.cpp.
 
@@ -37,14 +37,14 @@ ATLAS_MULTIVERSION void pack(float* values, uint8_t* packed, int64_t n) { pack_r
 #if defined(ATLAS_AVX512)
 // The same by the instruction that rounds to bfloat16, which flushes subnormal numbers and keeps NaNs as
 // they are: vectors with such a number, hardly ever met, are rounded by the loop.
-__attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,avx512bf16"))) void pack_wide(float* values,
-                                                                                       BFloat16* packed, int64_t n) {
-  constexpr int kSubnormalOrNan = 0x20 | 0x01 | 0x80;
+__attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,avx512bf16")))
+void pack_wide(float* values, BFloat16* packed, int64_t n) {
+  constexpr int kSubnormal = 0x20, kNan = 0x01 | 0x80;
   int64_t i = 0;
   for (; i + 32 <= n; i += 32) {
     const __m512 low = _mm512_loadu_ps(values + i), high = _mm512_loadu_ps(values + i + 16);
-    const __mmask16 odd = _mm512_fpclass_ps_mask(low, kSubnormalOrNan) | _mm512_fpclass_ps_mask(high, kSubnormalOrNan);
-    if (__builtin_expect(odd, 0)) {
+    if (__builtin_expect(_mm512_fpclass_ps_mask(low, kSubnormal | kNan) |
+                         _mm512_fpclass_ps_mask(high, kSubnormal | kNan), 0)) {
       pack_any(values + i, packed + i, 32);
       continue;
     }

@@ -49,7 +49,13 @@ struct Slices {
   Scratch<double> half;  // what is left of the radius, mm
 
   explicit Slices(int64_t planes)
-      : y_begin(static_cast<size_t>(planes)), y_end(y_begin), first(y_begin), n(y_begin), left(y_begin.size()), scale(left), half(left.size()) {}
+      : y_begin(static_cast<size_t>(planes)),
+        y_end(y_begin),
+        first(y_begin),
+        n(y_begin),
+        left(y_begin.size()),
+        scale(left),
+        half(left.size()) {}
 };
 
 // The tables of one axis for one coordinate.
@@ -71,16 +77,15 @@ struct Scene {
   Scratch<double> mm_tables;      // voxel centre - peak
   Scratch<double> square_tables;  // its square
   Scratch<T> gauss_tables;        // exp(-square / (2 sigma^2)); 1 for spheres
-  Scratch<float> square_floats;   // of a single-precision scene, the squares along y and z
-  size_t room = 0;                   // what is used of the tables
-  Scratch<AxisTable> known[3];       // by a hash of the coordinate
-  Slices of_focus;
+  Scratch<float> square_floats;   // of a single-precision scene, the squares once more
+  size_t room = 0;                // what is used of the tables
+  Scratch<AxisTable> known[3];    // by a hash of the coordinate
   Decay decay;
+  Slices of_focus;               // of the one that is being made
   Scratch<Slice> slices;         // plane by plane, in the order of the foci
   Scratch<size_t> slice_starts;  // of each plane
 
-  explicit Scene(const SplatProblem& given)
-      : problem(given), of_focus(given.shape[0]) {}
+  explicit Scene(const SplatProblem& given) : problem(given), of_focus(given.shape[0]) {}
 
   const double* mm(const Focus& focus, int axis) const {
     return mm_tables.data() + focus.axis[axis].table;

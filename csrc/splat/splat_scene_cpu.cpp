@@ -154,8 +154,8 @@ ATLAS_INLINE bool floats_decide(const SplatProblem& problem, const Focus& focus)
 
 // Of each plane of a focus, of which these are the tables along x.
 template <typename T>
-ATLAS_INLINE void find_slices(const SplatProblem& problem, const Focus& focus, const double* x2, const T* gauss,
-                              Slices& slices) {
+ATLAS_INLINE void find_slices(const SplatProblem& problem, const Focus& focus, const double* x2,
+                              const T* gauss, Slices& slices) {
   const auto size = [&](int axis) { return focus.axis[axis].span.end - focus.axis[axis].span.begin; };
   const double limit = limit_of(problem, focus), height = focus.weight * focus.unit;
   const int64_t planes = size(0);
@@ -168,9 +168,10 @@ ATLAS_INLINE void find_slices(const SplatProblem& problem, const Focus& focus, c
   const auto find_ends = [&](int axis, int32_t* ATLAS_RESTRICT begin, int32_t* ATLAS_RESTRICT end) ATLAS_INLINED {
     const double centre = focus.centre[axis], per = 1 / std::abs(problem.spacing[axis]);
     const double last = static_cast<double>(size(axis));
-    for (int64_t i = 0; i < planes; ++i) {
-      const double low = centre - half[i] * per, high = centre + half[i] * per + 1;
-      begin[i] = static_cast<int32_t>(low < 0 ? 0 : low > last ? last : low);
+    const int32_t n = static_cast<int32_t>(size(axis));
+    for (int64_t i = 0; i < planes; ++i) {  // the casts round up, counted from the end, and down
+      const double low = last - centre + half[i] * per, high = centre + half[i] * per + 1;
+      begin[i] = n - static_cast<int32_t>(low < 0 ? 0 : low > last ? last : low);
       end[i] = static_cast<int32_t>(high < 0 ? 0 : high > last ? last : high);
     }
   };
@@ -304,7 +305,7 @@ ATLAS_INLINE void fill_slices(Scene<T>& scene) {
 
 template <typename T>
 ATLAS_INLINE void make_scene(Scene<T>& scene, int64_t study, int64_t kernel, Span planes) {
-  constexpr size_t kMost = size_t(1) << 17;  // numbers of each table that are kept
+  constexpr size_t kMost = size_t(1) << 14;  // numbers of each table that are kept: of the second cache
   const bool other_planes = scene.planes.begin != planes.begin || scene.planes.end != planes.end;
   scene.planes = planes;
   if (other_planes || scene.room > kMost) forget_tables(scene);
