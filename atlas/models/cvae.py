@@ -238,9 +238,7 @@ class Decoder(nn.Module):
             channels = 2 if level == 0 else max(config.width, channels // 2)
             self.blocks.append(block)
             self.norms.append(NormFiLM(block.out_channels, e, config.kernels))
-            self.ups.append(
-                Upsample(block.out_channels, channels, sizes[level], config.kernels)
-            )
+            self.ups.append(Upsample(block.out_channels, channels, sizes[level], config.kernels))
         for parameter in self.ups[-1].parameters():
             nn.init.zeros_(parameter)  # training starts at the base map, whatever the code
         self.direct = DirectDecoder(config, fields_width, near) if config.direct else None

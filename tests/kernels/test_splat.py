@@ -463,7 +463,15 @@ def test_same_bits_with_and_without_avx512(tmp_path: Path) -> None:
 
     def printed(name: str, *flags: str) -> str:
         program = tmp_path / name
-        command = [require_tool("g++"), "-std=c++17", "-O1", "-w", "-pthread", "-ffp-contract=off", f"-I{csrc}"]
+        command = [
+            require_tool("g++"),
+            "-std=c++17",
+            "-O1",
+            "-w",
+            "-pthread",
+            "-ffp-contract=off",
+            f"-I{csrc}",
+        ]
         subprocess.run([*command, *flags, *map(str, sources), "-o", str(program)], check=True)
         return subprocess.run([program], check=True, capture_output=True, text=True).stdout
 
