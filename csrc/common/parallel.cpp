@@ -107,7 +107,7 @@ class Pool {
   std::mutex mutex_;
   std::condition_variable wake_, left_;
   Job* job_ = nullptr;
-  int hired_ = 0;                // threads that exist
+  int hired_ = 0;               // threads that exist
   std::atomic<int> seats_{0};   // helpers still wanted by the job; changed under the mutex
   std::atomic<int> seated_{0};  // helpers working on it; likewise
 };

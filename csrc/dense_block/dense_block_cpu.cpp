@@ -329,6 +329,7 @@ void conv_weight_gradient_cpu(const ConvWeightGradient& problem, const T* a, con
   if (!problem.shape[0] || !problem.shape[1] || !problem.shape[2]) return;
   const int64_t kys = blocks < threads ? 1 : 3;  // of an item
   parallel_for(9 / kys * blocks, threads, [&](int64_t i) {
+    // The middle plane of taps, which loses no voxels at the border, comes first.
     const int64_t tap = i / blocks * kys, channel = i % blocks * kInputs;
     const Item item{(tap / 3 + 1) % 3, tap % 3, tap % 3 + kys, channel,
                     std::min(kInputs, problem.in_channels - channel)};

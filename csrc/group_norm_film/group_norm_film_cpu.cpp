@@ -58,7 +58,7 @@ Columns<C> film_columns(const Walk& walk, const Coefficients& of, int64_t channe
 }
 
 template <typename C>
-Channel<C> film_channel(const Coefficients& of, size_t channel) {
+Channel<C> channel_of(const Coefficients& of, size_t channel) {
   return {rounded<C>(of.mean[channel]), rounded<C>(of.scale[channel]), rounded<C>(of.shift[channel]), 0, 0};
 }
 
@@ -74,7 +74,7 @@ void apply(const GroupNormFilm& problem, const T* x, const double* mean, const d
     const Rows<const T> in(walk, problem.x_row, x, chunk);
     const Rows<S> out(walk, walk.inner, y, chunk);
     if (walk.inner == 1) {
-      const Channel<C> channel = film_channel<C>(of, static_cast<size_t>(chunk.channel));
+      const Channel<C> channel = channel_of<C>(of, static_cast<size_t>(chunk.channel));
       return for_each_piece(chunk, [&](int64_t first, int64_t n) {
         film(problem.silu, in.at(first), channel, out.at(first), n);
       });
@@ -108,7 +108,7 @@ Sums pull_back(const GroupNormFilm& problem, const S* dy, const T* x, const Coef
     const Rows<S> out(walk, walk.inner, dz, chunk);
     double *one = partial.data() + 2 * item * walk.inner, *two = one + walk.inner;
     if (walk.inner == 1) {
-      const Channel<C> channel = film_channel<C>(of, static_cast<size_t>(chunk.channel));
+      const Channel<C> channel = channel_of<C>(of, static_cast<size_t>(chunk.channel));
       return for_each_piece(chunk, [&](int64_t first, int64_t n) {
         sums(problem.silu, in.at(first), grad.at(first), channel, out.at(first), one, two, n);
       });
@@ -188,7 +188,7 @@ void gradient_of_x(const GroupNormFilm& problem, const S* dz, const T* x, const 
     const Rows<const S> grad(walk, walk.inner, dz, chunk);
     const Rows<T> out(walk, problem.x_row, dx, chunk);
     if (walk.inner == 1 && !accumulate) {
-      Channel<C> channel = film_channel<C>(of, static_cast<size_t>(chunk.channel));
+      Channel<C> channel = channel_of<C>(of, static_cast<size_t>(chunk.channel));
       channel.offset = rounded<C>(back.offset[static_cast<size_t>(chunk.channel)]);
       channel.slope = rounded<C>(back.slope[static_cast<size_t>(chunk.channel)]);
       return for_each_piece(chunk, [&](int64_t first, int64_t n) {

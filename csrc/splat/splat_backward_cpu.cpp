@@ -28,7 +28,7 @@ struct Moments {
 };
 
 // The same, summed in kBlock lanes: voxel i of a row goes to lane i % kBlock.
-struct Lanes {
+struct LaneMoments {
   double kernel[kBlock] = {}, x[kBlock] = {}, y[kBlock] = {}, z[kBlock] = {}, square[kBlock] = {};
 
   Moments sum() const {
@@ -126,7 +126,7 @@ struct Board {
   Scratch<T> value;  // max: the greatest value. union: the product of rests
   Scratch<T> grad;   // grad_out, where it cannot be read in place
   Scratch<T> columns, factors;
-  Scratch<Lanes> lanes;
+  Scratch<LaneMoments> lanes;
   const T neutral;
   const int64_t stride;  // of columns
 
@@ -351,13 +351,13 @@ ATLAS_INLINE void gather_rows(const Scene<T>& scene, const Focus& focus, const S
 // Closes a plane: the factors of z, and those of x. Leaves zeros in the columns.
 template <bool taper, typename T>
 ATLAS_INLINE void close_columns(const Scene<T>& scene, const Focus& focus, const Slice& slice, int64_t x,
-                                T* ATLAS_RESTRICT columns, int64_t stride, Lanes& moments) {
+                                T* ATLAS_RESTRICT columns, int64_t stride, LaneMoments& moments) {
   const int64_t place = x - focus.axis[0].span.begin;
   const double dx = scene.mm(focus, 0)[place], x2 = dx * dx, per = focus.per;
   const double gauss_x = static_cast<double>(scene.gauss(focus, 0)[place]);
   const double* mm_z = scene.mm(focus, 2) + slice.first;
   const T* gauss = scene.gauss(focus, 2) + slice.first;
-  Lanes lanes = moments;
+  LaneMoments lanes = moments;
   for (int block = 0; block < slice.n; block += kBlock) {
     for (int lane = 0; lane < kBlock; ++lane) {
       const int i = block + lane;
@@ -379,7 +379,7 @@ ATLAS_INLINE void close_columns(const Scene<T>& scene, const Focus& focus, const
     }
   }
   moments = lanes;
-  for (int c = 0; c < (taper ? 6 : 3); ++c) std::fill_n(columns + c * stride, slice.n, T(0));
+  for (int c = 0; c < (taper ? kColumns : 3); ++c) std::fill_n(columns + c * stride, slice.n, T(0));
 }
 
 template <SplatMode mode, bool taper, typename T>
@@ -454,7 +454,7 @@ const T* grad_plane(const SplatProblem& problem, const Out* grad_out, int64_t x,
 template <typename T>
 void set_board(const Scene<T>& scene, Board<T>& board) {
   const int64_t stride = scene.problem.shape[1];
-  board.lanes.assign(scene.foci.size(), Lanes());
+  board.lanes.assign(scene.foci.size(), LaneMoments());
   board.factors.resize(3 * scene.foci.size() * static_cast<size_t>(stride));
   T* to = board.factors.data();
   for (const Focus& focus : scene.foci) {
