@@ -44,7 +44,7 @@ struct LaneMoments {
   }
 };
 
-// For each y the voxels [begin, end) along z that were drawn to, so that only they are converted and
+// For each y the voxels [begin, end) along z that foci of a plane reach, so that only they are read and
 // cleared. Widened to whole blocks, hence perhaps past the row's end, into the row after it.
 struct Touched {
   static constexpr int32_t kNever = INT32_MAX;
@@ -66,8 +66,6 @@ struct Touched {
     first_y = std::min(first_y, y.begin);
     last_y = std::max(last_y, y.end);
   }
-
-  bool any() const { return first_y < last_y; }
 
   // Calls visit(first voxel in the plane, number of voxels).
   template <typename Visit>
