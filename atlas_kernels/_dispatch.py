@@ -43,6 +43,8 @@ class Implementation:
         A few words for the table that ``python -m atlas_kernels`` prints.
     cannot : callable
         Given the call, returns what about it this implementation does not do, None if nothing.
+    checks_values : bool
+        It refuses bad numbers itself, with a ValueError, before it writes anything.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Implementation:
     devices: tuple[str, ...] | None = None
     note: str = ""
     cannot: Callable[[Any], str | None] = lambda call: None
+    checks_values: bool = False
 
     def refuses(self, device: str, call: Any = None) -> str | None:
         """Say why ``call``, with tensors on ``device``, cannot be given to it; None if it can."""

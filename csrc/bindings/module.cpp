@@ -86,21 +86,22 @@ SplatProblem splat_problem(Address peaks, Address offsets, Address widths, Addre
   std::copy(shape.begin(), shape.end(), problem.shape);
   std::copy(spacing.begin(), spacing.end(), problem.spacing);
   std::copy(origin.begin(), origin.end(), problem.origin);
-  problem.mode = named<Mode>("mode", mode, {{"sum", Mode::sum},
-                                            {"max", Mode::max},
-                                            {"union", Mode::union_},
-                                            {"sphere", Mode::sphere}});
-  problem.widths_of = named<Widths>("widths_of", widths_of, {{"kernels", Widths::kernels},
-                                                             {"studies", Widths::studies},
-                                                             {"peaks", Widths::peaks}});
-  problem.support = named<Support>("support", support, {{"ball", Support::ball},
-                                                        {"box", Support::box},
-                                                        {"taper", Support::taper}});
-  problem.normalize = named<Normalize>("normalize", normalize, {{"peak", Normalize::peak},
-                                                                {"sum", Normalize::sum},
-                                                                {"mm3", Normalize::mm3}});
-  problem.centre =
-      named<Centre>("centre", centre, {{"peak", Centre::peak}, {"voxel", Centre::voxel}});
+  static const std::map<std::string, Mode> modes{{"sum", Mode::sum},
+                                                 {"max", Mode::max},
+                                                 {"union", Mode::union_},
+                                                 {"sphere", Mode::sphere}};
+  static const std::map<std::string, Widths> owners{
+      {"kernels", Widths::kernels}, {"studies", Widths::studies}, {"peaks", Widths::peaks}};
+  static const std::map<std::string, Support> supports{
+      {"ball", Support::ball}, {"box", Support::box}, {"taper", Support::taper}};
+  static const std::map<std::string, Normalize> normalizations{
+      {"peak", Normalize::peak}, {"sum", Normalize::sum}, {"mm3", Normalize::mm3}};
+  static const std::map<std::string, Centre> centres{{"peak", Centre::peak}, {"voxel", Centre::voxel}};
+  problem.mode = named("mode", mode, modes);
+  problem.widths_of = named("widths_of", widths_of, owners);
+  problem.support = named("support", support, supports);
+  problem.normalize = named("normalize", normalize, normalizations);
+  problem.centre = named("centre", centre, centres);
   problem.truncate = truncate;
   problem.count = count;
   return problem;

@@ -7,7 +7,9 @@
 
 namespace atlas_kernels {
 
-inline void require(bool condition, const std::string& sentence) {
+// A sentence in quotes becomes a string only where it is thrown.
+template <typename Sentence>
+inline void require(bool condition, const Sentence& sentence) {
   if (!condition) throw std::invalid_argument(sentence);
 }
 

@@ -49,7 +49,7 @@ class Job {
 // after another: so a thread looks for a little longer first, and lets others have its processor.
 template <typename Condition>
 void linger(const Condition& done) {
-  const auto until = std::chrono::steady_clock::now() + std::chrono::microseconds(100);
+  const auto until = std::chrono::steady_clock::now() + std::chrono::microseconds(400);
   while (!done() && std::chrono::steady_clock::now() < until) std::this_thread::yield();
 }
 

@@ -31,13 +31,13 @@ enum class SplatNormalize { peak, sum, mm3 };  // what is 1: the centre, the sum
 enum class SplatCentre { peak, voxel };        // voxel: the nearest one, half to even
 
 struct SplatProblem {
-  // Inputs, C order. The caller has checked that numbers are finite and widths positive.
+  // Inputs, C order; numbers must be finite and widths positive.
   const double* peaks = nullptr;     // (P, 3) mm
   const int64_t* offsets = nullptr;  // (B + 1): study b owns [offsets[b], offsets[b + 1]); ends at P
   const double* widths = nullptr;    // fwhm (K,), (B,) or (P,), or radii (K,), mm
   const double* weights = nullptr;   // (P,), or null for ones
   const int64_t* voxels = nullptr;   // (V,) ascending flat numbers of those to write
-  int64_t n_peaks = 0;               // P; on the CPU, where offsets are trusted, they say it
+  int64_t n_peaks = 0;               // P
   int64_t n_studies = 0;             // B
   int64_t n_kernels = 1;             // K; 1 unless widths are those of kernels
   int64_t n_voxels = -1;             // V; -1 to write all
@@ -56,6 +56,10 @@ struct SplatProblem {
   bool count = false;
 
   ATLAS_HOST_DEVICE bool masked() const { return n_voxels >= 0; }
+  int64_t n_widths() const {
+    if (widths_of == SplatWidths::studies) return n_studies;
+    return widths_of == SplatWidths::peaks ? n_peaks : n_kernels;
+  }
   ATLAS_HOST_DEVICE int64_t n_elements() const {  // of one volume in `out`
     return masked() ? n_voxels : shape[0] * shape[1] * shape[2];
   }

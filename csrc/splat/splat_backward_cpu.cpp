@@ -486,12 +486,10 @@ void gather_planes(const Scene<T>& scene, Board<T>& board, const Out* grad_out, 
 // Adds the moments of all layers (a slab of planes at one width) in their order.
 void add_layers(const SplatProblem& problem, int64_t slabs, const std::vector<Moments>& moments,
                 double* grad_peaks, double* grad_weights, double* grad_widths) {
-  const int64_t n_peaks = problem.offsets[problem.n_studies];
+  const int64_t n_peaks = problem.n_peaks;
   std::fill_n(grad_peaks, 3 * n_peaks, 0.0);
   std::fill_n(grad_weights, n_peaks, 0.0);
-  const bool of_peaks = problem.widths_of == SplatWidths::peaks;
-  const bool of_studies = problem.widths_of == SplatWidths::studies;
-  std::fill_n(grad_widths, of_peaks ? n_peaks : of_studies ? problem.n_studies : problem.n_kernels, 0.0);
+  std::fill_n(grad_widths, problem.n_widths(), 0.0);
   for (int64_t layer = 0; layer < problem.n_kernels * slabs; ++layer) {
     for (int64_t study = 0; study < problem.n_studies; ++study) {
       for (int64_t p = problem.offsets[study]; p < problem.offsets[study + 1]; ++p) {
@@ -522,7 +520,7 @@ void splat_backward_cpu(const SplatProblem& problem, const Out* grad_out, double
   check(problem, threads);
   require(problem.mode != SplatMode::sphere, "splat: mode 'sphere' has no gradient");
   const Cut cut(problem);
-  const int64_t n_peaks = problem.offsets[problem.n_studies];
+  const int64_t n_peaks = problem.n_peaks;
   // A focus and a layer meet in one entry, so no two units write to the same place.
   std::vector<Moments> moments(static_cast<size_t>(problem.n_kernels * cut.slabs * n_peaks));
   for_each_unit<T, Board<T>>(problem, cut, threads, [&](auto& scene, auto& board, int64_t unit) {

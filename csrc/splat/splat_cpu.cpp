@@ -64,22 +64,81 @@ void pack(float* values, BFloat16* packed, int64_t n) {
 void pack(float* values, BFloat16* packed, int64_t n) { pack_any(values, packed, n); }
 #endif
 
-// What one thread draws in: one plane, 0 but while it is drawn in. It lies in its cache lines as it will
-// in the output, which it then goes to line by line, and leaves zeros behind.
+// What one thread draws a plane in: 0 but while it is drawn in. It lies in its cache lines as it will in
+// the output, which it then goes to line by line, and leaves zeros behind.
 template <typename T, typename Out>
 class Canvas {
  public:
   explicit Canvas(const SplatProblem& problem)
-      : room_(static_cast<size_t>(problem.shape[1] * problem.shape[2] + 2 * kLine + kMargin), T(0)),
-        chosen_(problem.masked() ? room_.size() : 0) {
+      : row_length_(problem.shape[2]),
+        size_(problem.shape[1] * row_length_),
+        room_(static_cast<size_t>(size_ + 2 * kLine + kMargin), T(0)),
+        chosen_(problem.masked() ? static_cast<size_t>(size_) : 0),
+        reached_(static_cast<size_t>(problem.shape[1]), 0) {
     const size_t past = reinterpret_cast<uintptr_t>(room_.data()) % 64 / sizeof(T);
     first_line_ = room_.data() + (past ? kLine - past : 0);
     plane_ = first_line_;
   }
 
-  T* place_for(const Stream& stream) { return plane_ = first_line_ + stream.phase() / sizeof(T); }
+  // Makes it plane x of the scene, next on the stream, and returns where to draw it; null if no focus
+  // reaches it.
+  T* begin(const Scene<T>& scene, int64_t x, const Stream& stream) {
+    past_ = static_cast<int64_t>(stream.phase() / sizeof(Out));
+    plane_ = first_line_ + stream.phase() / sizeof(T);
+    for (const Slice* slice = scene.first_slice(x); slice != scene.last_slice(x); ++slice) {
+      const int64_t first = scene.focus(*slice).axis[1].span.begin;
+      std::fill(reached_.begin() + first + slice->y_begin, reached_.begin() + first + slice->y_end, 1);
+    }
+    any_ = scene.first_slice(x) != scene.last_slice(x);
+    return any_ ? plane_ : nullptr;
+  }
 
-  // Appends elements [begin, end) of the plane to the stream.
+  // Appends the plane to the stream; rows that no focus reaches are not even read.
+  void drain(Stream& stream) {
+    int64_t at = 0;
+    const auto zeros_up_to = [&](int64_t end) {
+      if (end > at) stream.put_zeros(static_cast<size_t>(end - at) * sizeof(Out));
+    };
+    for_each_run([&](int64_t begin, int64_t end) {
+      begin = std::max(at, whole_lines(begin));
+      end = std::min(size_, whole_lines(end + kOutLine - 1));
+      if (begin >= end) return;
+      zeros_up_to(begin);
+      drain(begin, end, stream);
+      at = end;
+    });
+    zeros_up_to(size_);
+  }
+
+  // The same of those voxels that are named by their numbers in the volume, where the plane begins at `start`.
+  void drain(const int64_t* voxels, int64_t n, int64_t start, Stream& stream) {
+    if (!any_) return stream.put_zeros(static_cast<size_t>(n) * sizeof(Out));
+    for (int64_t i = 0; i < n; ++i) store(plane_[voxels[i] - start], chosen_[static_cast<size_t>(i)]);
+    for_each_run([&](int64_t begin, int64_t end) { std::fill(plane_ + begin, plane_ + end, T(0)); });
+    stream.put(chosen_.data(), static_cast<size_t>(n) * sizeof(Out));
+  }
+
+ private:
+  static constexpr int64_t kLine = 64 / sizeof(T), kOutLine = 64 / sizeof(Out), kPiece = 1024;
+
+  // Down to an element that begins a cache line of the output.
+  int64_t whole_lines(int64_t element) const { return (element + past_) / kOutLine * kOutLine - past_; }
+
+  // Calls visit(first element, behind the last) for each run of rows that foci reach, and forgets them.
+  template <typename Visit>
+  void for_each_run(const Visit& visit) {
+    char *const rows = reached_.data(), *const end = rows + reached_.size();
+    for (char* at = rows; at < end;) {
+      char* begin = static_cast<char*>(std::memchr(at, 1, static_cast<size_t>(end - at)));
+      if (!begin) break;
+      at = static_cast<char*>(std::memchr(begin, 0, static_cast<size_t>(end - begin)));
+      if (!at) at = end;
+      visit((begin - rows) * row_length_, (at - rows) * row_length_);
+    }
+    std::memset(rows, 0, reached_.size());
+  }
+
+  // Appends elements [begin, end).
   void drain(int64_t begin, int64_t end, Stream& stream) {
     if constexpr (std::is_same_v<T, Out>) {
       stream.drain(plane_ + begin, static_cast<size_t>(end - begin) * sizeof(T));
@@ -92,18 +151,11 @@ class Canvas {
     }
   }
 
-  // The same of those that `voxels`, numbers in the volume, name; the plane begins at `start`, and is 0
-  // outside of [begin, end).
-  void drain(int64_t begin, int64_t end, const int64_t* voxels, int64_t n, int64_t start, Stream& stream) {
-    for (int64_t i = 0; i < n; ++i) store(plane_[voxels[i] - start], chosen_[static_cast<size_t>(i)]);
-    std::fill(plane_ + begin, plane_ + end, T(0));
-    stream.put(chosen_.data(), static_cast<size_t>(n) * sizeof(Out));
-  }
-
- private:
-  static constexpr int64_t kLine = 64 / sizeof(T), kPiece = 1024;
+  int64_t row_length_, size_, past_ = 0;
+  bool any_ = false;
   Scratch<T> room_;
   Scratch<Out> chosen_;
+  Scratch<char> reached_;  // of each row, whether a focus reaches it
   T *first_line_, *plane_;
   Out packed_[kPiece];
 };
@@ -212,37 +264,19 @@ int64_t first_element(const SplatProblem& problem, int64_t x) {
   return std::lower_bound(problem.voxels, problem.voxels + problem.n_voxels, voxel) - problem.voxels;
 }
 
-// The rows (y) of plane x from the first to behind the last that a focus reaches; [0, 0) without one.
-template <typename T>
-Span drawn_rows(const Scene<T>& scene, int64_t x) {
-  Span rows{0, 0};
-  for (const Slice* slice = scene.first_slice(x); slice != scene.last_slice(x); ++slice) {
-    const int64_t first = scene.focus(*slice).axis[1].span.begin;
-    const Span y{first + slice->y_begin, first + slice->y_end};
-    rows = rows.end ? Span{std::min(rows.begin, y.begin), std::max(rows.end, y.end)} : y;
-  }
-  return rows;
-}
-
-// Draws the scene's planes and streams them to `out`; rows that no focus reaches are not even read.
+// Draws the scene's planes and streams them to `out`.
 template <typename T, typename Out>
 void write_planes(const Scene<T>& scene, Canvas<T, Out>& canvas, Out* out) {
   const SplatProblem& problem = scene.problem;
-  const int64_t row_length = problem.shape[2], plane_size = problem.shape[1] * row_length;
-  const auto bytes = [](int64_t elements) { return static_cast<size_t>(elements) * sizeof(Out); };
+  const int64_t plane_size = problem.shape[1] * problem.shape[2];
   Stream stream(out);
   for (int64_t x = scene.planes.begin; x < scene.planes.end; ++x) {
-    const Span rows = drawn_rows(scene, x);
-    const int64_t begin = rows.begin * row_length, end = rows.end * row_length;
-    if (end) draw(scene, x, canvas.place_for(stream));
+    if (T* plane = canvas.begin(scene, x, stream)) draw(scene, x, plane);
     if (problem.masked()) {
       const int64_t first = first_element(problem, x), n = first_element(problem, x + 1) - first;
-      end ? canvas.drain(begin, end, problem.voxels + first, n, x * plane_size, stream)
-          : stream.put_zeros(bytes(n));
+      canvas.drain(problem.voxels + first, n, x * plane_size, stream);
     } else {
-      stream.put_zeros(bytes(begin));
-      canvas.drain(begin, end, stream);
-      stream.put_zeros(bytes(plane_size - end));
+      canvas.drain(stream);
     }
   }
 }

@@ -352,6 +352,14 @@ void check(const SplatProblem& problem, int threads) {
   for (int64_t b = 0; b < problem.n_studies; ++b) {
     require(problem.offsets[b] <= problem.offsets[b + 1], "splat: offsets must not decrease");
   }
+  require(problem.offsets[problem.n_studies] == problem.n_peaks, "splat: offsets must end at the number of peaks");
+  const auto finite = [](double value) { return std::isfinite(value); };
+  const auto width = [](double value) { return std::isfinite(value) && value > 0; };
+  require(std::all_of(problem.peaks, problem.peaks + 3 * problem.n_peaks, finite), "splat: peaks must be finite");
+  require(!problem.weights || std::all_of(problem.weights, problem.weights + problem.n_peaks, finite),
+          "splat: weights must be finite");
+  require(std::all_of(problem.widths, problem.widths + problem.n_widths(), width),
+          "splat: widths must be positive and finite");
   const int64_t size = problem.shape[0] * problem.shape[1] * problem.shape[2];
   for (int64_t i = 0; i < problem.n_voxels; ++i) {
     const int64_t before = i ? problem.voxels[i - 1] : -1, voxel = problem.voxels[i];

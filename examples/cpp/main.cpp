@@ -219,6 +219,7 @@ void write_volumes(const std::vector<Study>& studies, SplatProblem problem, std:
     }
     problem.peaks = peaks.data();
     problem.offsets = offsets.data();
+    problem.n_peaks = offsets.back();
     problem.n_studies = static_cast<int64_t>(end - begin);
     volumes.resize((end - begin) * static_cast<size_t>(problem.n_elements()));
     atlas_kernels::splat_cpu(problem, volumes.data(), threads);
