@@ -39,8 +39,8 @@ class Primitives(Protocol):
     def prepare(self, film: Film) -> Film:
         """Return parameters as `apply` and `backward` want them."""
 
-    def channel_statistics(self, x_NVK: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and sum of squared deviations, (N, K)."""
+    def channel_statistics(self, x_NVK: Tensor) -> Tensor:
+        """Return mean and sum of squared deviations, (2, N, K)."""
 
     def group_statistics(
         self, mean_NK: Tensor, m2_NK: Tensor, voxels: int, groups: int, eps: float
@@ -89,12 +89,13 @@ def forward(x: Tensor, block: Block, run: Primitives) -> tuple[Tensor, Tensor]:
     for part in room.parts():
         x_NVC, known = buffer[part].flatten(1, 3), statistics[:, part]
         run.copy(_flat(_last(x[part])), x_NVC[..., :channels])
-        _note(known, 0, x_NVC[..., :channels], run)
+        known[..., :channels] = run.channel_statistics(x_NVC[..., :channels])
         for step in steps:
-            new_NVR = x_NVC[..., step.channels : step.channels + growth]
+            new = slice(step.channels, step.channels + growth)
+            new_NVR = x_NVC[..., new]
             a, *_ = room.activations(x_NVC, known, step.of(part), run)
             run.copy(_flat(run.convolution(a, step.weight, step.dilation)), new_NVR)
-            _note(known, step.channels, new_NVR, run)
+            known[..., new] = run.channel_statistics(new_NVR)
     return buffer.movedim(-1, 1), statistics
 
 
@@ -140,6 +141,8 @@ class _Step(NamedTuple):
     def of(self, part: slice) -> _Step:
         """Return it for some samples: gamma and beta are theirs."""
         weight, bias, gamma, beta = self.film
+        if gamma is None or len(gamma) == part.stop - part.start:
+            return self
         theirs = (None if t is None else t[part] for t in (gamma, beta))
         return self._replace(film=(weight, bias, *theirs))
 
@@ -184,7 +187,7 @@ class _Room:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return a layer's, (n, K, X, Y, Z) in channels last, and its groups' statistics."""
         k, (n, voxels, _) = step.channels, x_NVC.shape
-        mean_NK, m2_NK = statistics[:, :, :k]
+        mean_NK, m2_NK = statistics[:, :, :k].unbind()
         mean_NG, rstd_NG = run.group_statistics(mean_NK, m2_NK, voxels, step.groups, step.eps)
         a_NVK = self.memory[: n * voxels * k].view(n, voxels, k)
         run.apply(x_NVC[..., :k], step.film, mean_NG, rstd_NG, a_NVK)
@@ -194,12 +197,6 @@ class _Room:
         """Return room for the gradient of what a layer appended, laid out alike."""
         shape = (part.stop - part.start, *self.sizes, channels)
         return self.memory.new_empty(shape).movedim(-1, 1)
-
-
-def _note(statistics: Tensor, first: int, x_NVK: Tensor, run: Primitives) -> None:
-    """Write down the statistics of channels that were just written."""
-    for row, values_NK in zip(statistics, run.channel_statistics(x_NVK)):
-        row[:, first : first + values_NK.shape[1]] = values_NK
 
 
 def _joined(grads: Sequence[tuple[Tensor, ...]], layer: Layer) -> tuple[Tensor, ...]:

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from atlas_kernels._extension import kernels
-from atlas_kernels.group_norm_film.native import Parameters, address, dtype_name
+from atlas_kernels.group_norm_film.native import address, as_doubles, describe, dtype_name
 
 from .buffer import Film
 
+NO_FILM: Film = (None, None, None, None)
 # Scratch stays in the cache; where convolutions are quick, calling them less often is worth more.
 VOXELS_AT_ONCE = 2**15 if "AVX512" in torch.backends.cpu.get_cpu_capability() else 2**14
 
@@ -32,15 +33,16 @@ def scratch_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def prepare(film: Film) -> Film:
     """Return float64 parameters."""
-    return Parameters(*film).tensors
+    return as_doubles(film)
 
 
-def channel_statistics(x_NVK: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and sum of squared deviations, (N, K)."""
+def channel_statistics(x_NVK: Tensor) -> Tensor:
+    """Return mean and sum of squared deviations, (2, N, K)."""
     n, voxels, k = x_NVK.shape
     statistics = torch.empty((2, n, k), dtype=torch.float64)
-    mean, m2 = statistics
-    problem = Parameters(None, None, None, None).describe(
+    mean, m2 = statistics.unbind()
+    problem = describe(
+        NO_FILM,
         n, k, voxels, 1, channels_last=True, row=x_NVK.stride(1)
     )
     kernels().channel_statistics_cpu(
@@ -51,7 +53,7 @@ def channel_statistics(x_NVK: Tensor) -> tuple[Tensor, Tensor]:
         m2.data_ptr(),
         torch.get_num_threads(),
     )
-    return mean, m2
+    return statistics
 
 
 def group_statistics(
@@ -59,8 +61,9 @@ def group_statistics(
 ) -> tuple[Tensor, Tensor]:
     """Return mean and 1 / sqrt(variance + eps), (N, G)."""
     n, k = mean_NK.shape
-    mean_NG, rstd_NG = torch.empty((2, n, groups), dtype=torch.float64)
-    problem = Parameters(None, None, None, None).describe(
+    mean_NG, rstd_NG = torch.empty((2, n, groups), dtype=torch.float64).unbind()
+    problem = describe(
+        NO_FILM,
         n, k, voxels, groups, channels_last=True, eps=eps
     )
     kernels().group_statistics(
@@ -76,9 +79,9 @@ def group_statistics(
 
 def apply(x_NVK: Tensor, film: Film, mean_NG: Tensor, rstd_NG: Tensor, a_NVK: Tensor) -> None:
     """Write SiLU(FiLM(GroupNorm(x))) to `a`."""
-    held = Parameters(*film)
     n, voxels, k = x_NVK.shape
-    problem = held.describe(n, k, voxels, mean_NG.shape[1], channels_last=True, row=x_NVK.stride(1))
+    groups, row = mean_NG.shape[1], x_NVK.stride(1)
+    problem = describe(film, n, k, voxels, groups, channels_last=True, row=row)
     kernels().group_norm_film_apply_cpu(
         problem,
         x_NVK.data_ptr(),
@@ -95,10 +98,10 @@ def backward(
     da_NVK: Tensor, x_NVK: Tensor, film: Film, mean_NG: Tensor, rstd_NG: Tensor, dx_NVK: Tensor
 ) -> tuple[Tensor, ...]:
     """Add to `dx`, spoil `da`, return the gradients of weight, bias, gamma and beta."""
-    held = Parameters(*film)
     n, voxels, k = x_NVK.shape
-    problem = held.describe(n, k, voxels, mean_NG.shape[1], channels_last=True, row=x_NVK.stride(1))
-    grads = tuple(None if t is None else torch.empty_like(t) for t in held.tensors)
+    groups, row = mean_NG.shape[1], x_NVK.stride(1)
+    problem = describe(film, n, k, voxels, groups, channels_last=True, row=row)
+    grads = tuple(None if t is None else torch.empty_like(t) for t in film)
     kernels().group_norm_film_backward_cpu(
         problem,
         da_NVK.data_ptr(),
@@ -152,7 +155,7 @@ def _one_dnn(a: Tensor) -> bool:
 
 def _weight_gradient(dy: Tensor, a: Tensor, dilation: int) -> Tensor:
     growth, k = dy.shape[1], a.shape[1]
-    dw = torch.zeros((27, k, growth), dtype=torch.float32)
+    dw = torch.zeros((growth, k, 3, 3, 3), dtype=torch.float32)
     kernels().conv_weight_gradient_cpu(
         a.data_ptr(),
         k,
@@ -167,7 +170,7 @@ def _weight_gradient(dy: Tensor, a: Tensor, dilation: int) -> Tensor:
         dw.data_ptr(),
         torch.get_num_threads(),
     )
-    return dw.view(3, 3, 3, k, growth).permute(4, 3, 0, 1, 2)
+    return dw
 
 
 def copy(source_NVK: Tensor, target_NVK: Tensor) -> None:

@@ -10,13 +10,17 @@ from atlas_kernels.group_norm_film import triton_launch
 from .buffer import Film
 
 VOXELS_AT_ONCE = 2**20  # enough to fill a GPU, little beside the buffer of a large batch
-channel_statistics = triton_launch.channel_statistics
 group_statistics = triton_launch.group_statistics
 
 
 def scratch_dtype(dtype: torch.dtype) -> torch.dtype:
     """Return what convolutions are computed in: what the buffer holds."""
     return dtype
+
+
+def channel_statistics(x_NVK: Tensor) -> Tensor:
+    """Return mean and sum of squared deviations, (2, N, K)."""
+    return torch.stack(triton_launch.channel_statistics(x_NVK))
 
 
 def prepare(film: Film) -> Film:

@@ -14,6 +14,8 @@ from .op import Problem, layout
 if TYPE_CHECKING:
     from atlas_kernels._kernels import GroupNormFilm
 
+Parameters = tuple[Tensor | None, ...]
+
 
 def dtype_name(tensor: Tensor) -> str:
     """Return "bfloat16" for torch.bfloat16."""
@@ -25,49 +27,51 @@ def address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-class Parameters:
-    """weight, bias (C) and gamma, beta (N, C) as the kernels take them; holds the memory."""
+def as_doubles(parameters: Parameters) -> Parameters:
+    """Return weight, bias (C) and gamma, beta (N, C) as the kernels take them."""
+    return tuple(
+        None if tensor is None else tensor.detach().to(torch.float64).contiguous()
+        for tensor in parameters
+    )
 
-    def __init__(self, *tensors: Tensor | None) -> None:
-        self.tensors = tuple(
-            None if tensor is None else tensor.detach().to(torch.float64).contiguous()
-            for tensor in tensors
-        )
 
-    def describe(
-        self,
-        samples: int,
-        channels: int,
-        voxels: int,
-        groups: int,
-        *,
-        channels_last: bool,
-        row: int | None = None,
-        activation: str = "silu",
-        eps: float = 1e-5,
-    ) -> GroupNormFilm:
-        """Describe one call; ``row`` numbers lie between two voxels of x in channels last."""
-        weight, bias, gamma, beta = map(address, self.tensors)
-        problem: GroupNormFilm = kernels().GroupNormFilm(
-            samples=samples,
-            channels=channels,
-            voxels=voxels,
-            groups=groups,
-            channels_last=channels_last,
-            x_row=channels if row is None else row,
-            weight=weight,
-            bias=bias,
-            gamma=gamma,
-            beta=beta,
-            silu=activation == "silu",
-            eps=eps,
-        )
-        return problem
+def describe(
+    held: Parameters,
+    samples: int,
+    channels: int,
+    voxels: int,
+    groups: int,
+    *,
+    channels_last: bool,
+    row: int | None = None,
+    activation: str = "silu",
+    eps: float = 1e-5,
+) -> GroupNormFilm:
+    """Describe one call to the kernels, which keep the addresses of `held`, made by `as_doubles`.
+
+    ``row`` numbers lie between two voxels of x in channels last.
+    """
+    weight, bias, gamma, beta = map(address, held)
+    problem: GroupNormFilm = kernels().GroupNormFilm(
+        samples=samples,
+        channels=channels,
+        voxels=voxels,
+        groups=groups,
+        channels_last=channels_last,
+        x_row=channels if row is None else row,
+        weight=weight,
+        bias=bias,
+        gamma=gamma,
+        beta=beta,
+        silu=activation == "silu",
+        eps=eps,
+    )
+    return problem
 
 
 def forward(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
     """Return y and the groups' mean and rstd; x is dense in one of the two layouts."""
-    x, held = problem.x, Parameters(*problem.parameters())
+    x, held = problem.x, as_doubles(problem.parameters())
     y = torch.empty_like(x, memory_format=layout(x))
     mean = x.new_empty((x.shape[0], problem.groups), dtype=torch.float64)
     rstd = torch.empty_like(mean)
@@ -86,10 +90,10 @@ def forward(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
 
 def backward(grad: Tensor, problem: Problem, mean: Tensor, rstd: Tensor) -> tuple[Tensor, ...]:
     """Return the gradients of x, weight, bias, gamma and beta; grad has the layout of x."""
-    x, held = problem.x, Parameters(*problem.parameters())
+    x, held = problem.x, as_doubles(problem.parameters())
     dx = torch.empty_like(x, memory_format=layout(x))
     mean, rstd = (t.to(torch.float64).contiguous() for t in (mean, rstd))
-    grads = tuple(mean.new_empty(0) if t is None else torch.empty_like(t) for t in held.tensors)
+    grads = tuple(mean.new_empty(0) if t is None else torch.empty_like(t) for t in held)
     kernels().group_norm_film_backward_cpu(
         _described(problem, held),
         grad.data_ptr(),
@@ -101,7 +105,7 @@ def backward(grad: Tensor, problem: Problem, mean: Tensor, rstd: Tensor) -> tupl
         dx.data_ptr(),  # also the room for dL/dz
         dx.data_ptr(),
         False,
-        *(0 if t is None else g.data_ptr() for t, g in zip(held.tensors, grads, strict=True)),
+        *(0 if t is None else g.data_ptr() for t, g in zip(held, grads, strict=True)),
         torch.get_num_threads(),
     )
     return (dx, *grads)
@@ -111,7 +115,7 @@ def forward_cuda(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
     """Do the same on a GPU, on the current stream."""
     x = problem.x
     with torch.cuda.device(x.device):
-        held = Parameters(*problem.parameters())
+        held = as_doubles(problem.parameters())
         described = _described(problem, held)
         y = torch.empty_like(x, memory_format=layout(x))
         mean = x.new_empty((x.shape[0], problem.groups), dtype=torch.float64)
@@ -134,11 +138,11 @@ def backward_cuda(grad: Tensor, problem: Problem, mean: Tensor, rstd: Tensor) ->
     """Do the same on a GPU, on the current stream."""
     x = problem.x
     with torch.cuda.device(x.device):
-        held = Parameters(*problem.parameters())
+        held = as_doubles(problem.parameters())
         described = _described(problem, held)
         dx = torch.empty_like(x, memory_format=layout(x))
         mean, rstd = (t.to(torch.float64).contiguous() for t in (mean, rstd))
-        grads = tuple(mean.new_empty(0) if t is None else torch.empty_like(t) for t in held.tensors)
+        grads = tuple(mean.new_empty(0) if t is None else torch.empty_like(t) for t in held)
         kernels().group_norm_film_backward_cuda(
             described,
             grad.data_ptr(),
@@ -148,7 +152,7 @@ def backward_cuda(grad: Tensor, problem: Problem, mean: Tensor, rstd: Tensor) ->
             rstd.data_ptr(),
             dx.data_ptr(),
             False,
-            *(0 if t is None else g.data_ptr() for t, g in zip(held.tensors, grads, strict=True)),
+            *(0 if t is None else g.data_ptr() for t, g in zip(held, grads, strict=True)),
             _room(described, mean).data_ptr(),
             torch.cuda.current_stream().cuda_stream,
         )
@@ -162,7 +166,8 @@ def _room(described: GroupNormFilm, like: Tensor) -> Tensor:
 
 def _described(problem: Problem, held: Parameters) -> GroupNormFilm:
     x = problem.x
-    return held.describe(
+    return describe(
+        held,
         x.shape[0],
         x.shape[1],
         x.shape[2:].numel(),

@@ -1,7 +1,7 @@
 // What dense_block needs beside group_norm_film and the vendor library's convolutions: the weight
 // gradient of a dilated 3^3 convolution, and copies into and out of a wider buffer.
 //
-//   dw[t, c, o] = sum over samples n and voxels v of a[n, v + d (t - 1), c] g[n, v, o]
+//   dw[o, c, t] = sum over samples n and voxels v of a[n, v + d (t - 1), c] g[n, v, o]
 //
 // t runs over the 27 taps (kx, ky, kz), C order; voxels outside the grid count as 0, so this is what
 // the convolution with stride 1 and padding = dilation = d needs. dense_block's other convolutions
@@ -25,7 +25,7 @@ struct ConvWeightGradient {
   int64_t a_row, g_row;  // numbers from one voxel to the next; at least the number of channels
 };
 
-// a: (N, X, Y, Z, in), g: (N, X, Y, Z, out), both float, bfloat16 or float16. Adds to dw: (27, in, out).
+// a: (N, X, Y, Z, in), g: (N, X, Y, Z, out), both float, bfloat16 or float16. Adds to dw: (out, in, 27).
 // The bits do not depend on `threads`.
 template <typename T>
 void conv_weight_gradient_cpu(const ConvWeightGradient& problem, const T* a, const T* g, float* dw,

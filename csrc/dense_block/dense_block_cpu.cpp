@@ -270,10 +270,10 @@ class Worker {
   void write(float* dw) const {
     for (int64_t k = 3 * item_.ky_begin; k < 3 * item_.ky_end; ++k) {
       for (int64_t c = 0; c < item_.channels; ++c) {
-        const int64_t row = (item_.kx * 9 + k) * problem_.in_channels + item_.channel + c;
         const float* sum = sums_.data() + k * outputs_ * kInputs + c;
         for (int64_t o = 0; o < problem_.out_channels; ++o) {
-          dw[row * problem_.out_channels + o] += sum[o * kInputs];
+          const int64_t filter = o * problem_.in_channels + item_.channel + c;
+          dw[filter * 27 + item_.kx * 9 + k] += sum[o * kInputs];
         }
       }
     }

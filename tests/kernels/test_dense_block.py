@@ -426,10 +426,10 @@ def test_weight_gradient(
         g[..., :growth].movedim(-1, 1).double(), a[..., :channels].movedim(-1, 1).double(),
         torch.empty(growth, channels, 3, 3, 3).double(), None, [1] * 3, d, d, False, [0] * 3, 1,
         [False, True, False],
-    )[1].permute(2, 3, 4, 1, 0).reshape(27, channels, growth)  # fmt: skip
+    )[1]  # fmt: skip
     runs = []
     for threads in (1, 2, 3):
-        dw = torch.ones((27, channels, growth), dtype=torch.float32)
+        dw = torch.ones((growth, channels, 3, 3, 3), dtype=torch.float32)
         _extension.kernels().conv_weight_gradient_cpu(
             a.data_ptr(), channels + 3, g.data_ptr(), growth + 2, str(dtype).removeprefix("torch."),
             n, tuple(grid), channels, growth, dilation, dw.data_ptr(), threads,
