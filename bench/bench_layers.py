@@ -189,9 +189,9 @@ def note_memory(benchmark: Any, peaks: dict[str, float]) -> None:
 SAMPLES, FIELDS = 4, 84
 
 
-def step_contenders(dtype: torch.dtype) -> dict[str, Run]:
-    """Return a training step of the default 4 mm model: fused, eager, compiled. No loading, no loss
-    but what decoder and encoder put out, AdamW included.
+def step_contenders(dtype: torch.dtype) -> dict[str, Callable[[], Run]]:
+    """Return what makes a training step of the default 4 mm model: fused, eager, compiled. No
+    loading, no loss but what decoder and encoder put out, AdamW included.
     """
     torch.manual_seed(0)
     volume = torch.rand(SAMPLES, 1, 46, 55, 46) ** 20
@@ -223,10 +223,10 @@ def step_contenders(dtype: torch.dtype) -> dict[str, Run]:
 
     plain = lambda function: function  # noqa: E731
     return {
-        "ours": contender("auto", "contiguous", plain),
-        "eager": contender("reference", "contiguous", plain),
-        "eager_channels_last": contender("reference", "channels_last", plain),
-        "compile": contender("reference", "contiguous", torch.compile),
+        "ours": lambda: contender("auto", "contiguous", plain),
+        "eager": lambda: contender("reference", "contiguous", plain),
+        "eager_channels_last": lambda: contender("reference", "channels_last", plain),
+        "compile": lambda: contender("reference", "contiguous", torch.compile),
     }
 
 
@@ -235,7 +235,7 @@ def test_model_step(measure: Any, benchmark: Any, dtype: str) -> None:
     if dtype == "bfloat16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         pytest.skip("oneDNN has no bfloat16 convolutions on this processor: eager takes seconds")
     torch.compiler.reset()
-    contenders = step_contenders(DTYPES[dtype])
+    contenders = {name: make() for name, make in step_contenders(DTYPES[dtype]).items()}
     assert_close(contenders["ours"](), contenders["eager"](), 1e-4 if dtype == "float32" else 2e-2)
     measure(contenders.pop("ours"), **contenders)
     note_memory(benchmark, {name: peak_mb("step", name, "", dtype) for name in PEAKS})
@@ -269,7 +269,7 @@ def main(what: str, name: str, index: str, dtype: str) -> None:
         block_contenders(TINY, DTYPES[dtype])[name]()  # what libraries take once, whatever the size
         forget_peak()
     else:
-        run = step_contenders(DTYPES[dtype])[name]
+        run = step_contenders(DTYPES[dtype])[name]()
     before = status_mb("VmRSS") if what == "block" else 0.0
     for _ in range(3):
         run()

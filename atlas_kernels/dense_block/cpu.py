@@ -41,10 +41,7 @@ def channel_statistics(x_NVK: Tensor) -> Tensor:
     n, voxels, k = x_NVK.shape
     statistics = torch.empty((2, n, k), dtype=torch.float64)
     mean, m2 = statistics.unbind()
-    problem = describe(
-        NO_FILM,
-        n, k, voxels, 1, channels_last=True, row=x_NVK.stride(1)
-    )
+    problem = describe(NO_FILM, n, k, voxels, 1, channels_last=True, row=x_NVK.stride(1))
     kernels().channel_statistics_cpu(
         problem,
         x_NVK.data_ptr(),
@@ -62,10 +59,7 @@ def group_statistics(
     """Return mean and 1 / sqrt(variance + eps), (N, G)."""
     n, k = mean_NK.shape
     mean_NG, rstd_NG = torch.empty((2, n, groups), dtype=torch.float64).unbind()
-    problem = describe(
-        NO_FILM,
-        n, k, voxels, groups, channels_last=True, eps=eps
-    )
+    problem = describe(NO_FILM, n, k, voxels, groups, channels_last=True, eps=eps)
     kernels().group_statistics(
         problem,
         mean_NK.data_ptr(),

@@ -4,12 +4,15 @@
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
+#include <cstdlib>
+#include <cstring>
 #include <exception>
 #include <mutex>
 #include <system_error>
 #include <thread>
 
 #if !defined(_WIN32)
+#include <dlfcn.h>
 #include <pthread.h>
 #endif
 
@@ -112,15 +115,39 @@ class Pool {
   std::atomic<int> seated_{0};  // helpers working on it; likewise
 };
 
-// Never destroyed: its threads sleep until the process ends. A forked child has none of them and
-// perhaps a mutex that is locked for ever, so it starts with a pool of its own.
-Pool*& pool() {
-  static Pool* current = [] {
-#if !defined(_WIN32)
-    pthread_atfork(nullptr, nullptr, [] { pool() = new Pool; });
+// How the OpenMP libraries (GNU's, LLVM's, Intel's) run work(argument) on each of a team of threads.
+using OpenMP = void (*)(void (*work)(void*), void* argument, unsigned threads, unsigned flags);
+
+// Never destroyed: the pool's threads sleep until the process ends. A forked child has no thread but its
+// own, and perhaps a mutex that is locked for ever: it starts with a new pool, and lets OpenMP alone.
+struct Teams {
+  Pool* pool = new Pool;
+  bool forked = false;
+
+  // The process's OpenMP; null without one, or where ours are quicker: those that wait without spinning
+  // sleep at once. Looked for until it is there, as torch may be loaded late.
+  OpenMP openmp() const {
+#if defined(__linux__)
+    static const bool passive = [] {
+      const char* policy = std::getenv("OMP_WAIT_POLICY");
+      return policy && (!std::strcmp(policy, "PASSIVE") || !std::strcmp(policy, "passive"));
+    }();
+    static std::atomic<void*> found{nullptr};
+    if (passive || forked) return nullptr;
+    if (!found) found = dlsym(RTLD_DEFAULT, "GOMP_parallel");
+    return reinterpret_cast<OpenMP>(found.load());
+#else
+    return nullptr;
 #endif
-    return new Pool;
-  }();
+  }
+};
+
+Teams& teams() {
+  static Teams current;
+#if !defined(_WIN32)
+  static const int watched = pthread_atfork(nullptr, nullptr, [] { teams() = {new Pool, true}; });
+  static_cast<void>(watched);
+#endif
   return current;
 }
 
@@ -128,11 +155,14 @@ Pool*& pool() {
 
 void parallel_for(int64_t items, int threads, const std::function<void(int64_t)>& body) {
   Job job(items, body);
-  const int64_t helpers = std::min<int64_t>(threads, items) - 1;
-  if (helpers > 0) {
-    pool()->run(job, static_cast<int>(helpers));
-  } else {
+  const int team = static_cast<int>(std::min<int64_t>(threads, items));
+  if (team <= 1) {
     job.work();
+  } else if (const OpenMP run = teams().openmp()) {
+    // As large as torch's own regions: the library ends and starts threads where the number changes.
+    run([](void* of) { static_cast<Job*>(of)->work(); }, &job, static_cast<unsigned>(threads), 0);
+  } else {
+    teams().pool->run(job, team - 1);
   }
   job.rethrow();
 }

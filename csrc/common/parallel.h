@@ -1,7 +1,9 @@
-// parallel_for over a small pool of std::thread that lives as long as the process.
+// parallel_for over the OpenMP threads that the process has, as torch's, or else over a small pool of
+// std::thread that lives as long as the process.
 //
-// No OpenMP: a second libgomp beside torch's own is a known source of deadlocks. Threads take items
-// in any order, so a kernel gives the same bits for any number of threads exactly when each item
+// Beside torch a pool would be in the way: OpenMP's threads spin for a while after each of torch's ops, on
+// the cores that ours want. A second OpenMP library is a known source of deadlocks, so none is linked:
+// the one that is there is looked for when the program runs (parallel.cpp). Threads take items in any order, so a kernel gives the same bits for any number of threads exactly when each item
 // writes memory that no other item touches. All kernels here are written that way.
 #pragma once
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -498,6 +499,42 @@ assert os.waitpid(child, 0)[1] == 0
 assert (run() == before).all()
 """
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="OpenMP is looked for on Linux alone")
+@pytest.mark.parametrize("policy", ["", "PASSIVE"])
+@pytest.mark.usefixtures("restore_threads")
+def test_works_in_the_threads_that_torch_has(policy: str) -> None:
+    """Of its own only where torch's sleep at once, and in a forked child, which has no other."""
+    if TABLE[0].why_not():
+        pytest.skip(TABLE[0].why_not())
+    script = """
+import os, torch
+from atlas_kernels import Grid, splat
+def threads(): return len(os.listdir("/proc/self/task"))
+torch.set_num_threads(3)
+torch.ones(1 << 22).sin()
+before = threads()
+grid = Grid((40, 9, 9), [[2, 0, 0, 0], [0, 2, 0, 0], [0, 0, 2, 0], [0, 0, 0, 1]])
+peaks = torch.rand(20, 3, generator=torch.Generator().manual_seed(0)) * 16
+def run(): return splat(peaks, torch.tensor([0, 5, 20]), grid, 6.0, backend="cpu")
+volumes = run()
+more = threads() - before
+child = os.fork()
+if child == 0:
+    os._exit(0 if torch.equal(run(), volumes) and threads() > 1 else 1)
+assert os.waitpid(child, 0)[1] == 0
+print(before, more)
+"""
+    command = [sys.executable, "-c", script]
+    environment = {**os.environ, "OMP_WAIT_POLICY": policy, "OMP_NUM_THREADS": "3"}
+    if not policy:
+        del environment["OMP_WAIT_POLICY"]
+    run = {"check": True, "timeout": 120, "capture_output": True, "text": True}
+    before, more = map(int, subprocess.run(command, env=environment, **run).stdout.split())
+    if before < 3:
+        pytest.skip("this torch is built without OpenMP")
+    assert (more > 0) == bool(policy)
 
 
 @pytest.mark.parametrize("name", [row.name for row in TABLE])
