@@ -214,7 +214,7 @@ def test_a_launch_without_a_gpu_is_an_error() -> None:
     from atlas_kernels.group_norm_film import native
 
     of = problem(torch.float32, (1, 4, 2, 3, 2), 2, False)
-    held = native.Parameters(*of.parameters())
+    held = native.as_doubles(of.parameters())
     with pytest.raises(RuntimeError, match="group_norm_film: CUDA says: "):
         _extension.kernels().group_norm_film_cuda(
             native._described(of, held), 8, "float32", 8, 8, 8, 8, 0
