@@ -1,5 +1,6 @@
 // Contract checks shared by every kernel: one sentence, thrown as std::invalid_argument (which the
-// bindings turn into ValueError). They guard memory; values such as NaN are the caller's to check.
+// bindings turn into ValueError). They guard memory; splat looks at its values
+// too, the layers at none.
 #pragma once
 
 #include <stdexcept>

@@ -5,7 +5,6 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstdlib>
-#include <cstring>
 #include <exception>
 #include <mutex>
 #include <system_error>
@@ -14,6 +13,7 @@
 #if !defined(_WIN32)
 #include <dlfcn.h>
 #include <pthread.h>
+#include <strings.h>
 #endif
 
 namespace atlas_kernels {
@@ -130,7 +130,7 @@ struct Teams {
 #if defined(__linux__)
     static const bool passive = [] {
       const char* policy = std::getenv("OMP_WAIT_POLICY");
-      return policy && (!std::strcmp(policy, "PASSIVE") || !std::strcmp(policy, "passive"));
+      return policy && !strcasecmp(policy, "passive");
     }();
     static std::atomic<void*> found{nullptr};
     if (passive || forked) return nullptr;

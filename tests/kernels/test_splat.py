@@ -527,9 +527,9 @@ assert os.waitpid(child, 0)[1] == 0
 print(before, more)
 """
     command = [sys.executable, "-c", script]
-    environment = {**os.environ, "OMP_WAIT_POLICY": policy, "OMP_NUM_THREADS": "3"}
-    if not policy:
-        del environment["OMP_WAIT_POLICY"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")}
+    if policy:
+        environment["OMP_WAIT_POLICY"] = policy
     run = {"check": True, "timeout": 120, "capture_output": True, "text": True}
     before, more = map(int, subprocess.run(command, env=environment, **run).stdout.split())
     if before < 3:
