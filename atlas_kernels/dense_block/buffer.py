@@ -66,8 +66,8 @@ class Primitives(Protocol):
     def copy(self, source_NVK: Tensor, target_NVK: Tensor) -> None:
         """Copy, casting; both may be channels of a buffer."""
 
-    def convolution(self, a: Tensor, weight: Tensor, dilation: int) -> Tensor:
-        """Return a 3^3 convolution that keeps the size, in channels last."""
+    def convolution(self, a: Tensor, weight: Tensor, dilation: int, y_NVR: Tensor) -> None:
+        """Write a 3^3 convolution that keeps the size, casting, to channels of a buffer."""
 
     def prepare_backward(self, weight: Tensor) -> Tensor:
         """Return the weight as `convolution_backward` wants it."""
@@ -94,7 +94,7 @@ def forward(x: Tensor, block: Block, run: Primitives) -> tuple[Tensor, Tensor]:
             new = slice(step.channels, step.channels + growth)
             new_NVR = x_NVC[..., new]
             a, *_ = room.activations(x_NVC, known, step.of(part), run)
-            run.copy(_flat(run.convolution(a, step.weight, step.dilation)), new_NVR)
+            run.convolution(a, step.weight, step.dilation, new_NVR)
             known[..., new] = run.channel_statistics(new_NVR)
     return buffer.movedim(-1, 1), statistics
 

@@ -113,15 +113,17 @@ def backward(
     return tuple(grad for grad in grads if grad is not None)
 
 
-def convolution(a: Tensor, weight: Tensor, dilation: int) -> Tensor:
-    """Return a 3^3 convolution that keeps the size, in channels last."""
-    d = [dilation] * 3
-    if _one_dnn(a):
-        # By its own name: `conv3d` takes a slower path for a single small sample.
-        y: Tensor = torch.ops.aten.mkldnn_convolution(a, weight, None, d, [1] * 3, d, 1)
-        return y.contiguous(memory_format=torch.channels_last_3d)
-    y = torch.nn.functional.conv3d(a, weight, padding=d, dilation=d)
-    return y.contiguous(memory_format=torch.channels_last_3d)
+def convolution(a: Tensor, weight: Tensor, dilation: int, y_NVR: Tensor) -> None:
+    """Write a 3^3 convolution that keeps the size."""
+    ours = _ours(a.dtype, tuple(a.shape[2:]), *weight.shape[1::-1], dilation)
+    if ours and y_NVR.dtype == a.dtype:
+        _winograd(a, weight, dilation, y_NVR)
+    elif ours:
+        dense_NVR = torch.empty_like(y_NVR, dtype=a.dtype, memory_format=torch.contiguous_format)
+        _winograd(a, weight, dilation, dense_NVR)
+        copy(dense_NVR, y_NVR)
+    else:
+        copy(_vendor_convolution(a, weight, dilation).movedim(1, -1).flatten(1, 3), y_NVR)
 
 
 def prepare_backward(weight: Tensor) -> Tensor:
@@ -133,7 +135,11 @@ def convolution_backward(
     dy: Tensor, a: Tensor, mirrored: Tensor, dilation: int
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of `a`, in channels last, and of the weight."""
-    da = convolution(dy, mirrored, dilation)
+    if _ours(a.dtype, tuple(a.shape[2:]), *mirrored.shape[1::-1], dilation):
+        da = torch.empty_like(a)
+        _winograd(dy, mirrored, dilation, da.movedim(1, -1).flatten(1, 3))
+    else:
+        da = _vendor_convolution(dy, mirrored, dilation)
     if a.dtype != torch.float64:
         return da, _weight_gradient(dy, a, dilation)
     d, weight = [dilation] * 3, mirrored.transpose(0, 1)  # whose values do not matter
@@ -143,8 +149,46 @@ def convolution_backward(
     return da, dw
 
 
-def _one_dnn(a: Tensor) -> bool:
-    return a.dtype != torch.float64 and torch.backends.mkldnn.is_available() and a.numel() > 0
+@functools.cache
+def _ours(
+    dtype: torch.dtype,
+    shape: tuple[int, ...],
+    in_channels: int,
+    out_channels: int,
+    dilation: int,
+) -> bool:
+    """Return whether our convolution is the faster one."""
+    return dtype == torch.float32 and kernels().convolution_pays(
+        shape, in_channels, out_channels, dilation
+    )
+
+
+def _winograd(a: Tensor, weight: Tensor, dilation: int, y_NVR: Tensor) -> None:
+    out_channels, in_channels = weight.shape[:2]
+    kernels().convolution_cpu(
+        a.data_ptr(),
+        in_channels,
+        y_NVR.data_ptr(),
+        y_NVR.stride(1),
+        a.shape[0],
+        tuple(a.shape[2:]),
+        in_channels,
+        out_channels,
+        dilation,
+        weight.data_ptr(),
+        (weight.stride(0), weight.stride(1), weight.stride(4)),
+        torch.get_num_threads(),
+    )
+
+
+def _vendor_convolution(a: Tensor, weight: Tensor, dilation: int) -> Tensor:
+    d = [dilation] * 3
+    if a.dtype != torch.float64 and torch.backends.mkldnn.is_available() and a.numel() > 0:
+        # By its own name: `conv3d` takes a slower path for a single small sample.
+        y: Tensor = torch.ops.aten.mkldnn_convolution(a, weight, None, d, [1] * 3, d, 1)
+    else:
+        y = torch.nn.functional.conv3d(a, weight, padding=d, dilation=d)
+    return y.contiguous(memory_format=torch.channels_last_3d)
 
 
 def _weight_gradient(dy: Tensor, a: Tensor, dilation: int) -> Tensor:

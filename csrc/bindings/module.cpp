@@ -197,12 +197,35 @@ void bind_group_norm_film(py::module_& module) {
 
 void bind_dense_block(py::module_& module) {
   module.def(
+      "convolution_pays",
+      [](std::array<int64_t, 3> shape, int64_t in_channels, int64_t out_channels, int64_t dilation) {
+        return convolution_pays({1, {shape[0], shape[1], shape[2]}, in_channels, out_channels, dilation,
+                                 in_channels, out_channels});
+      },
+      py::arg("shape"), py::arg("in_channels"), py::arg("out_channels"),
+      py::arg("dilation"));
+
+  module.def(
+      "convolution_cpu",
+      [](Address a, int64_t a_row, Address y, int64_t y_row, int64_t samples,
+         std::array<int64_t, 3> shape, int64_t in_channels, int64_t out_channels, int64_t dilation,
+         Address w, std::array<int64_t, 3> w_strides, int threads) {
+        const ConvWeights weights{pointer<const float>(w), w_strides[0], w_strides[1], w_strides[2]};
+        convolution_cpu({samples, {shape[0], shape[1], shape[2]}, in_channels, out_channels, dilation,
+                         a_row, y_row},
+                        pointer<const float>(a), weights, pointer<float>(y), threads);
+      },
+      py::arg("a"), py::arg("a_row"), py::arg("y"), py::arg("y_row"), py::arg("samples"),
+      py::arg("shape"), py::arg("in_channels"), py::arg("out_channels"), py::arg("dilation"),
+      py::arg("w"), py::arg("w_strides"), py::arg("threads"), NoGil());
+
+  module.def(
       "conv_weight_gradient_cpu",
       [](Address a, int64_t a_row, Address g, int64_t g_row, const std::string& dtype,
          int64_t samples, std::array<int64_t, 3> shape, int64_t in_channels, int64_t out_channels,
          int64_t dilation, Address dw, int threads) {
-        const ConvWeightGradient problem{samples,      {shape[0], shape[1], shape[2]}, in_channels,
-                                         out_channels, dilation, a_row, g_row};
+        const Convolution problem{samples,      {shape[0], shape[1], shape[2]}, in_channels,
+                                  out_channels, dilation, a_row, g_row};
         with_floats(a, dtype, [&](auto* data) {
           using T = std::remove_pointer_t<decltype(data)>;
           if constexpr (std::is_same_v<T, double>) {

@@ -20,9 +20,9 @@
 #include <type_traits>
 #include <vector>
 
-#include "common/checks.h"
 #include "common/multiversion.h"
 #include "common/parallel.h"
+#include "dense_block/winograd.h"
 
 namespace atlas_kernels {
 namespace {
@@ -234,7 +234,7 @@ struct Item {
 template <typename T>
 class Worker {
  public:
-  Worker(const ConvWeightGradient& problem, const Accumulate& accumulate, const T* a, const T* g,
+  Worker(const Convolution& problem, const Accumulate& accumulate, const T* a, const T* g,
          const Item& item)
       : problem_(problem),
         accumulate_(accumulate),
@@ -255,11 +255,11 @@ class Worker {
       for (int64_t x = xs.begin; x < xs.end; x += planes) {
         const bool two = x + planes <= xs.end;
         const int64_t g_row = (n * nx + x) * ny, a_row = g_row + shift * ny;
-        pack(a_ + a_row * nz * problem_.a_row, problem_.a_row, item_.channels, ny * nz, two,
+        pack(a_ + a_row * nz * problem_.in_row, problem_.in_row, item_.channels, ny * nz, two,
              packed_a_.data(), kInputs);
         for (int64_t y = 0; y < ny; y += strip_rows_) {
           const int64_t rows = std::min(strip_rows_, ny - y);
-          pack(g_ + (g_row + y) * nz * problem_.g_row, problem_.g_row, problem_.out_channels, rows * nz,
+          pack(g_ + (g_row + y) * nz * problem_.out_row, problem_.out_row, problem_.out_channels, rows * nz,
                two, packed_g_.data(), outputs_);
           for (int64_t ky = item_.ky_begin; ky < item_.ky_end; ++ky) add_strip(y, rows, ky);
         }
@@ -307,7 +307,7 @@ class Worker {
     }
   }
 
-  const ConvWeightGradient& problem_;
+  const Convolution& problem_;
   const Accumulate& accumulate_;
   const T *a_, *g_;
   const Item item_;
@@ -318,15 +318,15 @@ class Worker {
 }  // namespace
 
 template <typename T>
-void conv_weight_gradient_cpu(const ConvWeightGradient& problem, const T* a, const T* g, float* dw,
+void conv_weight_gradient_cpu(const Convolution& problem, const T* a, const T* g, float* dw,
                               int threads) {
-  require(problem.a_row >= problem.in_channels && problem.g_row >= problem.out_channels,
-          "conv_weight_gradient: a row is shorter than its channels");
-  require(problem.dilation >= 1, "conv_weight_gradient: dilation must be at least 1");
-  require(threads >= 1, "conv_weight_gradient: threads must be at least 1");
+  check(problem, threads);
+  if (!problem.shape[0] || !problem.shape[1] || !problem.shape[2]) return;
+  if constexpr (std::is_same_v<T, float>) {
+    if (winograd_pays(problem)) return winograd_weight_gradient(problem, a, g, dw, threads);
+  }
   const Accumulate accumulate = best_accumulate<T>();
   const int64_t blocks = (problem.in_channels + kInputs - 1) / kInputs;
-  if (!problem.shape[0] || !problem.shape[1] || !problem.shape[2]) return;
   const int64_t kys = blocks < threads ? 1 : 3;  // of an item
   parallel_for(9 / kys * blocks, threads, [&](int64_t i) {
     // The middle plane of taps, which loses no voxels at the border, comes first.
@@ -361,7 +361,7 @@ ATLAS_INSTANTIATE_COPY(float16, float)
 ATLAS_INSTANTIATE_COPY(float, float16)
 
 #define ATLAS_INSTANTIATE(T)                                                                        \
-  template void conv_weight_gradient_cpu(const ConvWeightGradient&, const T*, const T*, float*, int);
+  template void conv_weight_gradient_cpu(const Convolution&, const T*, const T*, float*, int);
 ATLAS_INSTANTIATE(float)
 ATLAS_INSTANTIATE(bfloat16)
 ATLAS_INSTANTIATE(float16)

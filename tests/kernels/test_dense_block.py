@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import functools
 import math
+import platform
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +20,7 @@ import atlas_kernels
 from atlas_kernels import _extension
 from atlas_kernels.dense_block import cpu
 from atlas_kernels.dense_block.op import LISTS, TABLE, statistics_dtype
+from tests.support import ROOT, require_tool
 
 from .cases import (
     BLOCK_CASES,
@@ -411,6 +415,7 @@ def test_no_second_derivative(backend: str) -> None:
         ((1, 9, 8, 7), 5, 32, 9),  # no tap but the middle one reaches anything
         ((1, 3, 30, 29), 7, 24, 3),  # several strips
         ((1, 2, 3, 211), 8, 6, 1),  # longer than a strip
+        ((3, 12, 11, 13), 48, 16, 1),  # in float32 by Winograd's tiles, in several parts
         ((0, 3, 4, 5), 8, 8, 1),
     ],
 )
@@ -437,6 +442,69 @@ def test_weight_gradient(
         runs.append(dw)
     check_close(runs[0], want + 1, torch.float32, scale=1)
     assert all(torch.equal(runs[0], other) for other in runs[1:])
+
+
+@needs_extension
+@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize(
+    ("shape", "channels", "growth", "dilation"),
+    [
+        ((2, 5, 6, 7), 16, 8, 2),
+        ((1, 12, 13, 11), 48, 16, 1),
+        ((1, 3, 4, 5), 1, 1, 1),
+        ((3, 7, 5, 3), 17, 35, 2),
+        ((1, 9, 8, 7), 5, 32, 9),  # wider than the grid
+        ((2, 1, 1, 1), 16, 16, 3),
+        ((0, 3, 4, 5), 8, 8, 1),
+    ],
+)
+def test_convolution(
+    shape: tuple[int, ...], channels: int, growth: int, dilation: int, mirrored: bool
+) -> None:
+    """From and to channels of wider rows, whatever the order of the weights, in any threads."""
+    n, *grid = shape
+    a = random(n, *grid, channels + 3, seed=1).float()
+    weight = random(growth, channels, 3, 3, 3, seed=2).float()
+    if mirrored:
+        weight = cpu.prepare_backward(weight.transpose(0, 1))
+    x = a[..., :channels].movedim(-1, 1).double()
+    want = F.conv3d(x, weight.double(), padding=dilation, dilation=dilation)
+    runs = []
+    for threads in (1, 2, 3):
+        y = torch.full((n, *grid, growth + 2), 7.0)
+        _extension.kernels().convolution_cpu(
+            a.data_ptr(), channels + 3, y.data_ptr(), growth + 2, n, tuple(grid), channels, growth,
+            dilation, weight.data_ptr(), (weight.stride(0), weight.stride(1), weight.stride(4)),
+            threads,
+        )  # fmt: skip
+        runs.append(y)
+    check_close(runs[0][..., :growth].movedim(-1, 1), want, torch.float32, scale=1)
+    assert (runs[0][..., growth:] == 7).all()
+    assert all(torch.equal(runs[0], other) for other in runs[1:])
+
+
+@needs_extension
+def test_which_convolution() -> None:
+    """Ours without dilation; the vendor's where nearly every tap lies outside the grid."""
+    pays = _extension.kernels().convolution_pays
+    assert pays((23, 28, 23), 32, 16, 1) and pays((6, 7, 6), 64, 16, 1)
+    assert not pays((12, 14, 12), 112, 16, 8)
+
+
+@pytest.mark.parametrize("level", ["any", "avx2", "avx512"])
+def test_convolution_on_other_processors(level: str, tmp_path: Path) -> None:
+    if level != "any" and platform.machine() not in ("x86_64", "AMD64"):
+        pytest.skip("a level of x86-64")
+    csrc, program = ROOT / "csrc", tmp_path / "winograd"
+    sources = [Path(__file__).with_name("winograd.cpp"), csrc / "common" / "parallel.cpp"]
+    flags = ["-std=c++17", "-O1", "-w", "-pthread", f"-I{csrc}", f"-DATLAS_LEVEL=code_{level}"]
+    command = [require_tool("g++"), *flags, *map(str, sources), "-ldl", "-o", str(program)]
+    subprocess.run(command, check=True)
+    printed = subprocess.run([program], check=True, capture_output=True, text=True).stdout.split()
+    if printed == ["none"]:
+        pytest.skip("not on this processor")
+    assert len(printed) == 8
+    assert max(map(float, printed)) <= LAYER_TOLERANCE[torch.float32]
 
 
 @needs_extension
