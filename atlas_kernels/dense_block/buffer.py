@@ -13,7 +13,7 @@ Letters as in the models, and V voxels, K a layer's input channels, G groups, R 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -66,14 +66,14 @@ class Primitives(Protocol):
     def copy(self, source_NVK: Tensor, target_NVK: Tensor) -> None:
         """Copy, casting; both may be channels of a buffer."""
 
+    def prepare_weight(self, weight: Tensor) -> Tensor:
+        """Return the weight as convolutions want it."""
+
     def convolution(self, a: Tensor, weight: Tensor, dilation: int, y_NVR: Tensor) -> None:
         """Write a 3^3 convolution that keeps the size, casting, to channels of a buffer."""
 
-    def prepare_backward(self, weight: Tensor) -> Tensor:
-        """Return the weight as `convolution_backward` wants it."""
-
     def convolution_backward(
-        self, dy: Tensor, a: Tensor, prepared: Tensor, dilation: int
+        self, dy: Tensor, a: Tensor, weight: Tensor, dilation: int
     ) -> tuple[Tensor, Tensor]:
         """Return the gradients of `a`, in channels last, and of the weight."""
 
@@ -107,7 +107,7 @@ def backward(
     channels = out.shape[1] - len(block.dilations) * growth
     dx = torch.empty((*buffer.shape[:4], channels), dtype=out.dtype, device=out.device)
     room = _Room(buffer, block, run)
-    steps = _steps(block, room.dtype, run, run.prepare_backward)
+    steps = _steps(block, room.dtype, run)
     found: list[list[tuple[Tensor, ...]]] = [[] for _ in steps]
     for part in room.parts():
         x_NVC, known = buffer[part].flatten(1, 3), statistics[:, part]
@@ -147,19 +147,14 @@ class _Step(NamedTuple):
         return self._replace(film=(weight, bias, *theirs))
 
 
-def _steps(
-    block: Block,
-    dtype: torch.dtype,
-    run: Primitives,
-    prepare_weight: Callable[[Tensor], Tensor] = lambda weight: weight,
-) -> list[_Step]:
+def _steps(block: Block, dtype: torch.dtype, run: Primitives) -> list[_Step]:
     return [
         _Step(
             layer.channels,
             layer.channels // block.groups_size,
             layer.dilation,
             block.eps,
-            prepare_weight(_last(layer.conv_weight.to(dtype))),
+            run.prepare_weight(layer.conv_weight.to(dtype)),
             run.prepare((layer.norm_weight, layer.norm_bias, layer.gamma, layer.beta)),
         )
         for layer in block.layers()

@@ -113,36 +113,39 @@ def backward(
     return tuple(grad for grad in grads if grad is not None)
 
 
+def prepare_weight(weight: Tensor) -> Tensor:
+    """Return the weight in the order of its parameter."""
+    return weight.contiguous()
+
+
 def convolution(a: Tensor, weight: Tensor, dilation: int, y_NVR: Tensor) -> None:
     """Write a 3^3 convolution that keeps the size."""
-    ours = _ours(a.dtype, tuple(a.shape[2:]), *weight.shape[1::-1], dilation)
+    ours = _ours(a.dtype, a.shape[2:], *weight.shape[1::-1], dilation)
     if ours and y_NVR.dtype == a.dtype:
-        _winograd(a, weight, dilation, y_NVR)
+        _convolution(a, weight, dilation, y_NVR)
     elif ours:
         dense_NVR = torch.empty_like(y_NVR, dtype=a.dtype, memory_format=torch.contiguous_format)
-        _winograd(a, weight, dilation, dense_NVR)
+        _convolution(a, weight, dilation, dense_NVR)
         copy(dense_NVR, y_NVR)
     else:
         copy(_vendor_convolution(a, weight, dilation).movedim(1, -1).flatten(1, 3), y_NVR)
 
 
-def prepare_backward(weight: Tensor) -> Tensor:
-    """Return the weight mirrored: with it a convolution of `dy` is the gradient of `a`."""
-    return weight.flip(2, 3, 4).transpose(0, 1).contiguous(memory_format=torch.channels_last_3d)
-
-
 def convolution_backward(
-    dy: Tensor, a: Tensor, mirrored: Tensor, dilation: int
+    dy: Tensor, a: Tensor, weight: Tensor, dilation: int
 ) -> tuple[Tensor, Tensor]:
-    """Return the gradients of `a`, in channels last, and of the weight."""
-    if _ours(a.dtype, tuple(a.shape[2:]), *mirrored.shape[1::-1], dilation):
+    """Return the gradients of `a`, in channels last, and of the weight.
+
+    The first is a convolution of `dy` with the weight mirrored.
+    """
+    if _ours(a.dtype, a.shape[2:], *weight.shape[:2], dilation):
         da = torch.empty_like(a)
-        _winograd(dy, mirrored, dilation, da.movedim(1, -1).flatten(1, 3))
+        _convolution(dy, weight, dilation, da.movedim(1, -1).flatten(1, 3), mirrored=True)
     else:
-        da = _vendor_convolution(dy, mirrored, dilation)
+        da = _vendor_convolution(dy, weight.flip(2, 3, 4).transpose(0, 1), dilation)
     if a.dtype != torch.float64:
         return da, _weight_gradient(dy, a, dilation)
-    d, weight = [dilation] * 3, mirrored.transpose(0, 1)  # whose values do not matter
+    d = [dilation] * 3
     _, dw, _ = torch.ops.aten.convolution_backward(
         dy, a, weight, None, [1] * 3, d, d, False, [0] * 3, 1, [False, True, False]
     )
@@ -151,11 +154,7 @@ def convolution_backward(
 
 @functools.cache
 def _ours(
-    dtype: torch.dtype,
-    shape: tuple[int, ...],
-    in_channels: int,
-    out_channels: int,
-    dilation: int,
+    dtype: torch.dtype, shape: torch.Size, in_channels: int, out_channels: int, dilation: int
 ) -> bool:
     """Return whether our convolution is the faster one."""
     return dtype == torch.float32 and kernels().convolution_pays(
@@ -163,20 +162,27 @@ def _ours(
     )
 
 
-def _winograd(a: Tensor, weight: Tensor, dilation: int, y_NVR: Tensor) -> None:
-    out_channels, in_channels = weight.shape[:2]
+def _convolution(
+    a: Tensor, weight: Tensor, dilation: int, y_NVR: Tensor, mirrored: bool = False
+) -> None:
+    """Ours: `weight` is contiguous; mirrored, its taps are read backwards and from out to in."""
+    (out_channels, in_channels), first = weight.shape[:2], weight.data_ptr()
+    strides = [in_channels * 27, 27, 1]
+    if mirrored:
+        out_channels, in_channels = in_channels, out_channels
+        strides, first = [27, strides[0], -1], first + 26 * weight.element_size()
     kernels().convolution_cpu(
         a.data_ptr(),
         in_channels,
         y_NVR.data_ptr(),
         y_NVR.stride(1),
         a.shape[0],
-        tuple(a.shape[2:]),
+        a.shape[2:],
         in_channels,
         out_channels,
         dilation,
-        weight.data_ptr(),
-        (weight.stride(0), weight.stride(1), weight.stride(4)),
+        first,
+        strides,
         torch.get_num_threads(),
     )
 
@@ -201,7 +207,7 @@ def _weight_gradient(dy: Tensor, a: Tensor, dilation: int) -> Tensor:
         growth,
         dtype_name(a),
         a.shape[0],
-        tuple(a.shape[2:]),
+        a.shape[2:],
         k,
         growth,
         dilation,

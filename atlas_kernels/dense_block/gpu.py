@@ -53,9 +53,9 @@ def convolution(a: Tensor, weight: Tensor, dilation: int, y_NVR: Tensor) -> None
     y_NVR.copy_(y.movedim(1, -1).flatten(1, 3))
 
 
-def prepare_backward(weight: Tensor) -> Tensor:
-    """Return the weight as it is."""
-    return weight
+def prepare_weight(weight: Tensor) -> Tensor:
+    """Return the weight in channels last, as the activations are."""
+    return weight.contiguous(memory_format=torch.channels_last_3d)
 
 
 def convolution_backward(

@@ -465,8 +465,9 @@ def test_convolution(
     n, *grid = shape
     a = random(n, *grid, channels + 3, seed=1).float()
     weight = random(growth, channels, 3, 3, 3, seed=2).float()
-    if mirrored:
-        weight = cpu.prepare_backward(weight.transpose(0, 1))
+    given, strides = weight, (channels * 27, 27, 1)
+    if mirrored:  # as the gradient of a convolution from `growth` to `channels` reads its weight
+        given, strides = weight.flip(2, 3, 4).transpose(0, 1).contiguous(), (27, growth * 27, -1)
     x = a[..., :channels].movedim(-1, 1).double()
     want = F.conv3d(x, weight.double(), padding=dilation, dilation=dilation)
     runs = []
@@ -474,8 +475,7 @@ def test_convolution(
         y = torch.full((n, *grid, growth + 2), 7.0)
         _extension.kernels().convolution_cpu(
             a.data_ptr(), channels + 3, y.data_ptr(), growth + 2, n, tuple(grid), channels, growth,
-            dilation, weight.data_ptr(), (weight.stride(0), weight.stride(1), weight.stride(4)),
-            threads,
+            dilation, given.data_ptr() + 26 * 4 * mirrored, strides, threads,
         )  # fmt: skip
         runs.append(y)
     check_close(runs[0][..., :growth].movedim(-1, 1), want, torch.float32, scale=1)
