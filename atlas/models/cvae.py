@@ -173,7 +173,7 @@ class Encoder(nn.Module):
         seen = pool(volume_B1XYZ) if self.config.halve else volume_B1XYZ
         x = channels_last(self.stem(seen), self.config.kernels)
         for block, norm, mix in zip(self.blocks, self.norms, self.mixes):
-            x = pool(mix(norm(block(x, e), e)))
+            x = pool(mix(norm(block(x, e), e)), self.config.kernels)
         h = x.flatten(1)
         if self.direct is not None:
             h = self.direct(volume_B1XYZ, m_BM, kept_BM, self.join(h))

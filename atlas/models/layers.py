@@ -129,9 +129,22 @@ class Upsample(nn.Module):
         return phases.reshape(len(y), o, *(2 * n for n in y.shape[2:]))
 
 
-def pool(x_BCXYZ: Tensor) -> Tensor:
+def pool(x_BCXYZ: Tensor, kernels: Kernels = "reference") -> Tensor:
     """Halve the grid, rounding up; a cell at the edge averages what there is of it."""
-    return F.avg_pool3d(x_BCXYZ, 2, ceil_mode=True, count_include_pad=False)
+    if kernels == "reference":
+        return F.avg_pool3d(x_BCXYZ, 2, ceil_mode=True, count_include_pad=False)
+    # In two steps, planes and then rows: on a CPU PyTorch pools channels last, and bfloat16, in 2-D
+    # alone.
+    b, c, x, y, z = x_BCXYZ.shape
+    planes = channels_last(x_BCXYZ, kernels).movedim(1, -1).view(b * x, y, z, c)
+    halved = _pool_2d(planes, (2, 2))
+    y, z = halved.shape[1:3]
+    return _pool_2d(halved.view(b, x, y * z, c), (2, 1)).view(b, -1, y, z, c).movedim(-1, 1)
+
+
+def _pool_2d(x_BYZC: Tensor, size: tuple[int, int]) -> Tensor:
+    pooled = F.avg_pool2d(x_BYZC.movedim(-1, 1), size, ceil_mode=True, count_include_pad=False)
+    return pooled.movedim(1, -1).contiguous()
 
 
 def pyramid(shape: Sequence[int], halvings: int) -> list[list[int]]:

@@ -10,6 +10,7 @@ from atlas.models.layers import (
     DenseBlock,
     NormFiLM,
     Upsample,
+    pool,
     receptive_field,
     reverse_gradient,
 )
@@ -59,6 +60,19 @@ def test_upsampling_crops_to_size(size: tuple[int, int, int]) -> None:
 def test_upsampling_is_a_transposed_convolution(channels: int) -> None:
     up, x = Upsample(8, channels, (5, 8, 5)), torch.randn(2, 8, 3, 4, 3)
     torch.testing.assert_close(up(x), up.conv(x)[..., :5, :8, :5], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(23, 28, 23), (5, 4, 2), (3, 2, 2)])
+def test_pooling_in_two_steps(size: tuple[int, int, int]) -> None:
+    x = torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True)
+    two, one = pool(x, "auto"), pool(x, "reference")
+    torch.testing.assert_close(two, one)
+    dy = torch.randn_like(one)
+    of_two, of_one = (torch.autograd.grad(y, x, dy)[0] for y in (two, one))
+    torch.testing.assert_close(of_two, of_one)
+    halved = pool(x.detach().bfloat16(), "auto")
+    assert halved.dtype == torch.bfloat16
+    assert halved.is_contiguous(memory_format=torch.channels_last_3d)
 
 
 def test_the_gradient_comes_back_reversed() -> None:
