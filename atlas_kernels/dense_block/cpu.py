@@ -199,7 +199,7 @@ def _vendor_convolution(a: Tensor, weight: Tensor, dilation: int) -> Tensor:
 
 def _weight_gradient(dy: Tensor, a: Tensor, dilation: int) -> Tensor:
     growth, k = dy.shape[1], a.shape[1]
-    dw = torch.zeros((growth, k, 3, 3, 3), dtype=torch.float32)
+    dw = torch.empty((growth, k, 3, 3, 3), dtype=torch.float32)
     kernels().conv_weight_gradient_cpu(
         a.data_ptr(),
         k,

@@ -39,7 +39,7 @@ bool convolution_pays(const Convolution& problem);
 void convolution_cpu(const Convolution& problem, const float* a, const ConvWeights& w, float* y,
                      int threads);
 
-// a and g: (N, X, Y, Z, in) and (..., out), both float, bfloat16 or float16. Adds to dw: (out, in, 27).
+// a and g: (N, X, Y, Z, in) and (..., out), both float, bfloat16 or float16. Writes dw: (out, in, 27).
 // The bits do not depend on `threads`.
 template <typename T>
 void conv_weight_gradient_cpu(const Convolution& problem, const T* a, const T* g, float* dw,

@@ -273,7 +273,7 @@ class Worker {
         const float* sum = sums_.data() + k * outputs_ * kInputs + c;
         for (int64_t o = 0; o < problem_.out_channels; ++o) {
           const int64_t filter = o * problem_.in_channels + item_.channel + c;
-          dw[filter * 27 + item_.kx * 9 + k] += sum[o * kInputs];
+          dw[filter * 27 + item_.kx * 9 + k] = sum[o * kInputs];
         }
       }
     }
@@ -321,7 +321,6 @@ template <typename T>
 void conv_weight_gradient_cpu(const Convolution& problem, const T* a, const T* g, float* dw,
                               int threads) {
   check(problem, threads);
-  if (!problem.shape[0] || !problem.shape[1] || !problem.shape[2]) return;
   if constexpr (std::is_same_v<T, float>) {
     if (winograd_pays(problem)) return winograd_weight_gradient(problem, a, g, dw, threads);
   }

@@ -18,6 +18,8 @@ namespace atlas_kernels {
 inline void check(const Convolution& problem, int threads) {
   require(problem.in_row >= problem.in_channels && problem.out_row >= problem.out_channels,
           "convolution: a row is shorter than its channels");
+  require(problem.shape[0] >= 1 && problem.shape[1] >= 1 && problem.shape[2] >= 1,
+          "convolution: a grid needs at least one voxel");
   require(problem.dilation >= 1, "convolution: dilation must be at least 1");
   require(threads >= 1, "convolution: threads must be at least 1");
 }

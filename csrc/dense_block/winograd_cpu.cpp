@@ -346,8 +346,8 @@ int64_t parts_of(const Grid& grid) {
   return std::max<int64_t>(1, std::min(kMostParts, grid.blocks() / 8));
 }
 
-// Sums over the parts, transforms, adds to dw what belongs to one input channel and a line of outputs.
-void add_weights(const Convolution& problem, const Code& code, const float* sums, int64_t parts,
+// Sums over the parts, transforms, writes what of dw belongs to one input channel and a line of outputs.
+void write_weights(const Convolution& problem, const Code& code, const float* sums, int64_t parts,
                  int64_t line, int64_t channel, float* dw) {
   const int64_t all = lines_of(problem.in_channels) * kLine * kLine;
   alignas(64) float points[kPoints][kLine] = {}, taps[27][kLine];
@@ -361,7 +361,7 @@ void add_weights(const Convolution& problem, const Code& code, const float* sums
   const int64_t outputs = std::min(kLine, problem.out_channels - line * kLine);
   for (int64_t o = 0; o < outputs; ++o) {
     float* filter = dw + ((line * kLine + o) * problem.in_channels + channel) * 27;
-    for (int tap = 0; tap < 27; ++tap) filter[tap] += taps[tap][o];
+    for (int tap = 0; tap < 27; ++tap) filter[tap] = taps[tap][o];
   }
 }
 
@@ -410,7 +410,7 @@ void winograd_weight_gradient(const Convolution& problem, const float* a, const 
                lines * share / shares, lines * (share + 1) / shares, sums.data() + part * size});
   });
   parallel_for(outs * problem.in_channels, threads, [&](int64_t i) {
-    add_weights(problem, code, sums.data(), parts, i / problem.in_channels, i % problem.in_channels, dw);
+    write_weights(problem, code, sums.data(), parts, i / problem.in_channels, i % problem.in_channels, dw);
   });
 }
 
