@@ -1,7 +1,8 @@
-"""dense_block's primitives on the CPU: C++ layers, oneDNN's convolutions, C++ where it is slow.
+"""dense_block's primitives on the CPU: C++ layers, our convolutions or oneDNN's.
 
-The gradient of a weight is ours: oneDNN's takes 1.2 to 24 times as long where there are dilations,
-and about as long or longer where there are none (docs/kernels/dense_block.md).
+Ours in float32 where most taps lie in the grid. The gradient of a weight is always ours: oneDNN's
+takes 1.2 to 24 times as long where there are dilations, and as long or longer where there are none
+(docs/kernels/dense_block.md).
 """
 
 from __future__ import annotations

@@ -248,32 +248,44 @@ def _new(like: Tensor, channels: int) -> Tensor:
 # ---- gradient ------------------------------------------------------------------------------------
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    block = Block(*inputs[1 : 1 + N_ARGUMENTS])
-    ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(*output, *(t for tensors in block.tensors() for t in tensors))
-    ctx.lengths = [len(tensors) for tensors in block.tensors()]
-    ctx.options, ctx.backend = block[5:], inputs[1 + N_ARGUMENTS]
+# Not torch.library.register_autograd: with lists of tensors it flattens all arguments as trees, a
+# tenth of the time of a small block.
+class _Differentiable(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, lengths: list[int], options: tuple[Any, ...], *tensors: Tensor) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            outputs = torch.ops.atlas_kernels.dense_block(*_nested(lengths, tensors), *options)
+        ctx.mark_non_differentiable(outputs[1])
+        ctx.save_for_backward(*outputs, *tensors[1:])
+        ctx.lengths, ctx.options = lengths, options
+        return outputs
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, unused: Tensor) -> tuple[Any, ...]:
+        out, *tensors = ctx.saved_tensors
+        dx, *lists = torch.ops.atlas_kernels.dense_block_backward(
+            grad, out, *_nested(ctx.lengths, tensors), *ctx.options
+        )
+        return None, None, dx, *(gradient for gradients in lists for gradient in gradients)
 
 
-def _gradient(ctx: Any, grad: Tensor, unused: Tensor) -> tuple[Any, ...]:
-    out, statistics, *flat = ctx.saved_tensors
-    tensors = iter(flat)
-    lists = [[next(tensors) for _ in range(length)] for length in ctx.lengths]
-    dx, *grads = torch.ops.atlas_kernels.dense_block_backward(
-        grad, out, statistics, *lists, *ctx.options, ctx.backend
-    )
-    dilations: list[Any] | None = (
-        None if ctx.options[0] else []
-    )  # an empty list is taken for one of tensors
-    return (dx, *grads, dilations, None, None, None)
+def _nested(lengths: list[int], tensors: Sequence[Tensor]) -> list[Any]:
+    """Return the first tensor and the others in lists of those lengths."""
+    rest = iter(tensors[1:])
+    return [tensors[0], *([next(rest) for _ in range(length)] for length in lengths)]
+
+
+@torch.library.impl("atlas_kernels::dense_block", "Autograd")
+def _forward_autograd(x: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    lists, options = args[: len(LISTS)], args[len(LISTS) :]
+    tensors = [x, *(tensor for tensors in lists for tensor in tensors)]
+    return _Differentiable.apply([len(tensors) for tensors in lists], options, *tensors)
 
 
 def _no_second_gradient(ctx: Any, *grads: Any) -> None:
     raise NotImplementedError("dense_block has no second derivative")
 
 
-torch.library.register_autograd("atlas_kernels::dense_block", _gradient, setup_context=_save)
 torch.library.register_autograd("atlas_kernels::dense_block_backward", _no_second_gradient)
 
 
@@ -335,7 +347,7 @@ TABLE = (
         backward=_cpu_backward,
         why_not=_extension.why_missing,
         devices=("cpu",),
-        note="one buffer, C++ layers, oneDNN convolutions",
+        note="one buffer, C++ layers, convolutions of ours or oneDNN's",
     ),
     Implementation(
         name="gpu",
