@@ -37,20 +37,24 @@ class Primitives(Protocol):
         """Return what convolutions are computed in, for a buffer of that dtype."""
 
     def prepare(self, film: Film) -> Film:
-        """Return parameters as `apply` and `backward` want them."""
+        """Return parameters as `activations` and `backward` want them."""
 
     def channel_statistics(self, x_NVK: Tensor) -> Tensor:
         """Return mean and sum of squared deviations, (2, N, K)."""
 
-    def group_statistics(
-        self, mean_NK: Tensor, m2_NK: Tensor, voxels: int, groups: int, eps: float
+    def activations(
+        self,
+        x_NVK: Tensor,
+        film: Film,
+        statistics_NK: Tensor,
+        groups: int,
+        eps: float,
+        a_NVK: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Return mean and 1 / sqrt(variance + eps), (N, G)."""
+        """Write SiLU(FiLM(GroupNorm(x))) to `a`; return mean and 1 / sqrt(variance + eps), (N, G).
 
-    def apply(
-        self, x_NVK: Tensor, film: Film, mean_NG: Tensor, rstd_NG: Tensor, a_NVK: Tensor
-    ) -> None:
-        """Write the activations to `a`."""
+        ``statistics_NK`` are the channels', (2, N, K), perhaps the first of more.
+        """
 
     def backward(
         self,
@@ -182,10 +186,10 @@ class _Room:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return a layer's, (n, K, X, Y, Z) in channels last, and its groups' statistics."""
         k, (n, voxels, _) = step.channels, x_NVC.shape
-        mean_NK, m2_NK = statistics[:, :, :k].unbind()
-        mean_NG, rstd_NG = run.group_statistics(mean_NK, m2_NK, voxels, step.groups, step.eps)
         a_NVK = self.memory[: n * voxels * k].view(n, voxels, k)
-        run.apply(x_NVC[..., :k], step.film, mean_NG, rstd_NG, a_NVK)
+        mean_NG, rstd_NG = run.activations(
+            x_NVC[..., :k], step.film, statistics[..., :k], step.groups, step.eps, a_NVK
+        )
         return a_NVK.view(n, *self.sizes, k).movedim(-1, 1), mean_NG, rstd_NG
 
     def gradient(self, part: slice, channels: int) -> Tensor:

@@ -54,39 +54,28 @@ def channel_statistics(x_NVK: Tensor) -> Tensor:
     return statistics
 
 
-def group_statistics(
-    mean_NK: Tensor, m2_NK: Tensor, voxels: int, groups: int, eps: float
+def activations(
+    x_NVK: Tensor, film: Film, statistics_NK: Tensor, groups: int, eps: float, a_NVK: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return mean and 1 / sqrt(variance + eps), (N, G)."""
-    n, k = mean_NK.shape
-    mean_NG, rstd_NG = torch.empty((2, n, groups), dtype=torch.float64).unbind()
-    problem = describe(NO_FILM, n, k, voxels, groups, channels_last=True, eps=eps)
-    kernels().group_statistics(
-        problem,
-        mean_NK.data_ptr(),
-        m2_NK.data_ptr(),
-        mean_NK.stride(0),
-        mean_NG.data_ptr(),
-        rstd_NG.data_ptr(),
-    )
-    return mean_NG, rstd_NG
-
-
-def apply(x_NVK: Tensor, film: Film, mean_NG: Tensor, rstd_NG: Tensor, a_NVK: Tensor) -> None:
-    """Write SiLU(FiLM(GroupNorm(x))) to `a`."""
+    """Write SiLU(FiLM(GroupNorm(x))) to `a`, return the groups' mean and rstd, (N, G)."""
     n, voxels, k = x_NVK.shape
-    groups, row = mean_NG.shape[1], x_NVK.stride(1)
-    problem = describe(film, n, k, voxels, groups, channels_last=True, row=row)
+    mean_NG, rstd_NG = torch.empty((2, n, groups), dtype=torch.float64).unbind()
+    mean, rstd, all_channels = mean_NG.data_ptr(), rstd_NG.data_ptr(), statistics_NK.stride(1)
+    problem = describe(film, n, k, voxels, groups, channels_last=True, row=x_NVK.stride(1), eps=eps)
+    of_mean = statistics_NK.data_ptr()
+    of_m2 = of_mean + statistics_NK.stride(0) * statistics_NK.element_size()
+    kernels().group_statistics(problem, of_mean, of_m2, all_channels, mean, rstd)
     kernels().group_norm_film_apply_cpu(
         problem,
         x_NVK.data_ptr(),
         dtype_name(x_NVK),
-        mean_NG.data_ptr(),
-        rstd_NG.data_ptr(),
+        mean,
+        rstd,
         a_NVK.data_ptr(),
         dtype_name(a_NVK),
         torch.get_num_threads(),
     )
+    return mean_NG, rstd_NG
 
 
 def backward(

@@ -10,7 +10,6 @@ from atlas_kernels.group_norm_film import triton_launch
 from .buffer import Film
 
 VOXELS_AT_ONCE = 2**20  # enough to fill a GPU, little beside the buffer of a large batch
-group_statistics = triton_launch.group_statistics
 
 
 def scratch_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -28,9 +27,15 @@ def prepare(film: Film) -> Film:
     return film
 
 
-def apply(x_NVK: Tensor, film: Film, mean_NG: Tensor, rstd_NG: Tensor, a_NVK: Tensor) -> None:
-    """Write SiLU(FiLM(GroupNorm(x))) to `a`."""
+def activations(
+    x_NVK: Tensor, film: Film, statistics_NK: Tensor, groups: int, eps: float, a_NVK: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Write SiLU(FiLM(GroupNorm(x))) to `a`, return the groups' mean and rstd, (N, G)."""
+    mean_NK, m2_NK = statistics_NK.unbind()
+    voxels = x_NVK.shape[1]
+    mean_NG, rstd_NG = triton_launch.group_statistics(mean_NK, m2_NK, voxels, groups, eps)
     triton_launch.apply(x_NVK, film, mean_NG, rstd_NG, a_NVK, "silu")
+    return mean_NG, rstd_NG
 
 
 def backward(

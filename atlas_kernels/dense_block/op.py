@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, SupportsFloat, SupportsIndex
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 from atlas_kernels import _extension
 from atlas_kernels._dispatch import Implementation, choose
 from atlas_kernels.group_norm_film import op as group_norm_film
-from atlas_kernels.group_norm_film.op import DTYPES, check_options, layout
+from atlas_kernels.group_norm_film.op import DTYPES, INTEGER, NUMBER, check_options, layout
 
 LISTS = ("conv_weights", "norm_weights", "norm_biases", "gammas", "betas")
 Gradients = tuple[Tensor, list[Tensor], list[Tensor], list[Tensor], list[Tensor], list[Tensor]]
@@ -103,8 +103,8 @@ def dense_block(
     lists = [_tensors(name, tensors) for name, tensors in zip(LISTS, given, strict=True)]
     dilations = _list("dilations", dilations)
     for k, dilation in enumerate(dilations):
-        check_options(**{f"dilations[{k}]": (dilation, SupportsIndex)})
-    check_options(groups_size=(groups_size, SupportsIndex), eps=(eps, SupportsFloat))
+        check_options(**{f"dilations[{k}]": (dilation, INTEGER)})
+    check_options(groups_size=(groups_size, INTEGER), eps=(eps, NUMBER))
     check_options(backend=(backend, str))
     x = _autocast(x)
     out: Tensor = torch.ops.atlas_kernels.dense_block(
