@@ -1,4 +1,4 @@
-// The weight gradient of a dilated 3^3 convolution on the CPU.
+// The weight gradient of a dilated 3^3 convolution on the CPU, tap by tap; and copies.
 //
 // For each tap it is a matrix product, (in x voxels) (voxels x out), between a and g shifted against
 // each other. Vendor libraries are good at it without dilation and poor with it; here the dilation
