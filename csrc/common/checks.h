@@ -1,6 +1,6 @@
 // Contract checks shared by every kernel: one sentence, thrown as std::invalid_argument (which the
-// bindings turn into ValueError). They guard memory; splat looks at its values
-// too, the layers at none.
+// bindings turn into ValueError). They guard memory; splat looks at its values too, the layers at
+// none.
 #pragma once
 
 #include <stdexcept>

@@ -3,8 +3,9 @@
 //
 // Beside torch a pool would be in the way: OpenMP's threads spin for a while after each of torch's ops, on
 // the cores that ours want. A second OpenMP library is a known source of deadlocks, so none is linked:
-// the one that is there is looked for when the program runs (parallel.cpp). Threads take items in any order, so a kernel gives the same bits for any number of threads exactly when each item
-// writes memory that no other item touches. All kernels here are written that way.
+// the one that is there is looked for when the program runs (parallel.cpp). Threads take items in any order,
+// so a kernel gives the same bits for any number of threads exactly when each item writes memory that no
+// other item touches. All kernels here are written that way.
 #pragma once
 
 #include <cstdint>

@@ -47,7 +47,7 @@ class Lines {
 std::vector<int64_t> tiles_along(int64_t size, int64_t dilation) {
   std::vector<int64_t> firsts;
   for (int64_t phase = 0; phase < std::min(size, dilation); ++phase) {
-    for (int64_t first = phase; first < size; first += Tile::kOutputs * dilation) firsts.push_back(first);
+    for (int64_t first = phase; first < size; first += Tile::M * dilation) firsts.push_back(first);
   }
   return firsts;
 }
@@ -142,7 +142,7 @@ class Padded {
 
 // ---- a block ----------------------------------------------------------------------------------
 
-constexpr int M = Tile::kOutputs, P = Tile::kPoints;  // along an axis
+constexpr int M = Tile::M, P = Tile::P;
 constexpr int64_t kPoints = cube(P);
 
 struct Forward {
@@ -215,7 +215,7 @@ struct Block {
       Level::outputs(sums + tile * kLine, stride_of(1), lines);
       for (int i = 0; i < cube(M); ++i) {
         if (window.offsets[i % M] < 0 || window.rows[i / M] == window.none[0]) continue;
-        float* voxel = work.y + (window.at(i / M, i % M) - work.y) + channel;
+        float* voxel = const_cast<float*>(window.at(i / M, i % M)) + channel;  // of y
         if (channels == kLine) {
           std::memcpy(voxel, lines[i], sizeof lines[i]);
         } else {
@@ -348,7 +348,7 @@ int64_t parts_of(const Grid& grid) {
 
 // Sums over the parts, transforms, writes what of dw belongs to one input channel and a line of outputs.
 void write_weights(const Convolution& problem, const Code& code, const float* sums, int64_t parts,
-                 int64_t line, int64_t channel, float* dw) {
+                   int64_t line, int64_t channel, float* dw) {
   const int64_t all = lines_of(problem.in_channels) * kLine * kLine;
   alignas(64) float points[kPoints][kLine] = {}, taps[27][kLine];
   for (int64_t part = 0; part < parts; ++part) {
@@ -396,7 +396,6 @@ void convolution_cpu(const Convolution& problem, const float* a, const ConvWeigh
 
 void winograd_weight_gradient(const Convolution& problem, const float* a, const float* g, float* dw,
                               int threads) {
-  check(problem, threads);
   const Code& code = best_code();
   const Grid grid(problem);
   const int64_t lines = lines_of(problem.in_channels), outs = lines_of(problem.out_channels);

@@ -22,7 +22,7 @@ constexpr int64_t kTiles = 16;  // that are multiplied together
 // F(2, 3). F(4, 3) makes fewer products, errors of 3e-5 in floats, and little more speed: its tiles of 6^3
 // points are more than the caches like.
 struct Tile {
-  static constexpr int kOutputs = 2, kPoints = 4;
+  static constexpr int M = 2, P = 4;  // outputs and points along an axis
   static constexpr float B[4][4] = {{1, 0, -1, 0}, {0, 1, 1, 0}, {0, -1, 1, 0}, {0, 1, 0, -1}};
   static constexpr float G[4][3] = {{1, 0, 0}, {.5, .5, .5}, {.5, -.5, .5}, {0, 0, 1}};
   static constexpr float A[2][4] = {{1, 1, 1, 0}, {0, 1, -1, -1}};
@@ -46,12 +46,13 @@ struct Window {
 // V: a vector of floats. Sums: how many of its sums are kept in registers for each vector of a line.
 template <typename V, int Sums>
 struct Winograd {
-  static constexpr int M = Tile::kOutputs, P = Tile::kPoints;  // of an axis
+  static constexpr int M = Tile::M, P = Tile::P;
   static constexpr int kWidth = sizeof(V) / sizeof(float), kVectors = kLine / kWidth;
 
   // A line of each of P^3 voxels, `channel` numbers into it, to the points, `stride` numbers apart.
   ATLAS_INLINE static void inputs(const Window<P>& window, int64_t channel, float* points,
                                   int64_t stride) {
+    const auto inputs_matrix = [](int row, int column) ATLAS_INLINED { return Tile::B[row][column]; };
     const float* const* rows[P];
     int64_t at[P];
     for (int z = 0; z < P; ++z) {
@@ -69,9 +70,9 @@ struct Winograd {
                         [&](int k) ATLAS_INLINED { return load(rows[k][i] + at[k] + v * kWidth); });
         }
 #pragma GCC unroll 4
-        for (int x = 0; x < P; ++x) apply<P, P>(Tile::B, d + P * x, 1, d + P * x, 1);
+        for (int x = 0; x < P; ++x) apply<P, P>(inputs_matrix, d + P * x, 1, d + P * x, 1);
 #pragma GCC unroll 4
-        for (int y = 0; y < P; ++y) apply<P, P>(Tile::B, d + y, P, d + y, P);
+        for (int y = 0; y < P; ++y) apply<P, P>(inputs_matrix, d + y, P, d + y, P);
         float* to = points + z * stride + v * kWidth;
 #pragma GCC unroll 16
         for (int i = 0; i < P * P; ++i) store(d[i], to + i * P * stride);
@@ -81,97 +82,26 @@ struct Winograd {
 
   // The points to a line of each of the M^3 outputs.
   ATLAS_INLINE static void outputs(const float* points, int64_t stride, float (*to)[kLine]) {
-    for (int v = 0; v < kVectors; ++v) {
-      const float* from = points + v * kWidth;
-#pragma GCC unroll 4
-      for (int x = 0; x < M; ++x) {
-        V plane[P * P], rows[M * P];
-#pragma GCC unroll 16
-        for (int i = 0; i < P * P; ++i) {
-          plane[i] = dot<P>([&](int k) ATLAS_INLINED { return Tile::A[x][k]; },
-                            [&](int k) ATLAS_INLINED { return load(from + (k * P * P + i) * stride); });
-        }
-#pragma GCC unroll 4
-        for (int z = 0; z < P; ++z) apply<M, P>(Tile::A, plane + z, P, rows + z, P);
-#pragma GCC unroll 4
-        for (int y = 0; y < M; ++y) {
-          V line[M];
-          apply<M, P>(Tile::A, rows + y * P, 1, line, 1);
-          for (int z = 0; z < M; ++z) store(line[z], to[(x * M + y) * M + z] + v * kWidth);
-        }
-      }
-    }
+    gather<M>([](int row, int column) ATLAS_INLINED { return Tile::A[row][column]; }, points, stride, to);
   }
 
   // The transpose of `outputs`: a line of each of M^3 voxels, `channel` numbers into it, to the points.
   ATLAS_INLINE static void gradients(const Window<M>& window, int64_t channel, float* points,
                                      int64_t stride) {
-    for (int v = 0; v < kVectors; ++v) {
-      V g[M * M * M];
-#pragma GCC unroll 8
-      for (int i = 0; i < M * M * M; ++i) g[i] = load(window.at(i / M, i % M) + channel + v * kWidth);
-#pragma GCC unroll 4
-      for (int x = 0; x < P; ++x) {
-        V plane[M * M];
-#pragma GCC unroll 4
-        for (int i = 0; i < M * M; ++i) {
-          plane[i] = dot<M>([&](int k) ATLAS_INLINED { return Tile::A[k][x]; },
-                            [&](int k) ATLAS_INLINED { return g[k * M * M + i]; });
-        }
-#pragma GCC unroll 4
-        for (int y = 0; y < P; ++y) {
-          V row[M];
-#pragma GCC unroll 4
-          for (int z = 0; z < M; ++z) {
-            row[z] = dot<M>([&](int k) ATLAS_INLINED { return Tile::A[k][y]; },
-                            [&](int k) ATLAS_INLINED { return plane[k * M + z]; });
-          }
-          float* to = points + (x * P + y) * P * stride + v * kWidth;
-#pragma GCC unroll 4
-          for (int z = 0; z < P; ++z) {
-            store(dot<M>([&](int k) ATLAS_INLINED { return Tile::A[k][z]; },
-                         [&](int k) ATLAS_INLINED { return row[k]; }),
-                  to + z * stride);
-          }
-        }
-      }
-    }
+    spread<M>([](int row, int column) ATLAS_INLINED { return Tile::A[column][row]; },
+              [&](int i) ATLAS_INLINED { return window.at(i / M, i % M) + channel; }, points, stride);
   }
 
   // 27 lines of taps to the points.
   ATLAS_INLINE static void weights(const float (*taps)[kLine], float* points, int64_t stride) {
-    for (int v = 0; v < kVectors; ++v) {
-      V w[27], planes[P * 9], rows[P * P * 3];
-      for (int i = 0; i < 27; ++i) w[i] = load(taps[i] + v * kWidth);
-      for (int i = 0; i < 9; ++i) apply<P, 3>(Tile::G, w + i, 9, planes + i, 9);
-      for (int i = 0; i < P * 3; ++i) {
-        const int x = i / 3, z = i % 3;
-        apply<P, 3>(Tile::G, planes + x * 9 + z, 3, rows + x * P * 3 + z, 3);
-      }
-      for (int i = 0; i < P * P; ++i) {
-        V line[P];
-        apply<P, 3>(Tile::G, rows + i * 3, 1, line, 1);
-        for (int z = 0; z < P; ++z) store(line[z], points + (i * P + z) * stride + v * kWidth);
-      }
-    }
+    spread<3>([](int row, int column) ATLAS_INLINED { return Tile::G[row][column]; },
+              [&](int i) ATLAS_INLINED { return taps[i]; }, points, stride);
   }
 
   // The transpose of `weights`.
   ATLAS_INLINE static void weights_transposed(const float* points, int64_t stride,
                                               float (*taps)[kLine]) {
-    for (int v = 0; v < kVectors; ++v) {
-      V rows[P * P * 3], planes[P * 9], line[P], w[27];
-      for (int i = 0; i < P * P; ++i) {
-        for (int z = 0; z < P; ++z) line[z] = load(points + (i * P + z) * stride + v * kWidth);
-        apply_transposed<P, 3>(Tile::G, line, 1, rows + i * 3, 1);
-      }
-      for (int i = 0; i < P * 3; ++i) {
-        const int x = i / 3, z = i % 3;
-        apply_transposed<P, 3>(Tile::G, rows + x * P * 3 + z, 3, planes + x * 9 + z, 3);
-      }
-      for (int i = 0; i < 9; ++i) apply_transposed<P, 3>(Tile::G, planes + i, 9, w + i, 9);
-      for (int i = 0; i < 27; ++i) store(w[i], taps[i] + v * kWidth);
-    }
+    gather<3>([](int row, int column) ATLAS_INLINED { return Tile::G[column][row]; }, points, stride, taps);
   }
 
   // sums (kTiles, kLine) = sum over the input channels of a (lines, kTiles, kLine) w (lines, kLine, kLine).
@@ -226,26 +156,63 @@ struct Winograd {
   }
 
   // to = matrix from, of numbers that lie `step` and `to_step` apart; may be in place.
-  template <int Rows, int Columns>
-  ATLAS_INLINE static void apply(const float (&matrix)[Rows][Columns], const V* from, int step, V* to,
-                                 int to_step) {
+  template <int Rows, int Columns, typename Matrix>
+  ATLAS_INLINE static void apply(const Matrix& matrix, const V* from, int step, V* to, int to_step) {
     V result[Rows];
 #pragma GCC unroll 4
     for (int row = 0; row < Rows; ++row) {
-      result[row] = dot<Columns>([&](int k) ATLAS_INLINED { return matrix[row][k]; },
+      result[row] = dot<Columns>([&](int k) ATLAS_INLINED { return matrix(row, k); },
                                  [&](int k) ATLAS_INLINED { return from[k * step]; });
     }
 #pragma GCC unroll 4
     for (int row = 0; row < Rows; ++row) to[row * to_step] = result[row];
   }
 
-  template <int Rows, int Columns>
-  ATLAS_INLINE static void apply_transposed(const float (&matrix)[Rows][Columns], const V* from, int step,
-                                            V* to, int to_step) {
+  // N^3 lines to the points, by a matrix of (P, N) along each axis.
+  template <int N, typename Matrix, typename Line>
+  ATLAS_INLINE static void spread(const Matrix& matrix, const Line& line, float* points,
+                                  int64_t stride) {
+    for (int v = 0; v < kVectors; ++v) {
+      V from[N * N * N], planes[P * N * N], rows[P * P * N], row[P];
+#pragma GCC unroll 8
+      for (int i = 0; i < N * N * N; ++i) from[i] = load(line(i) + v * kWidth);
+#pragma GCC unroll 9
+      for (int i = 0; i < N * N; ++i) apply<P, N>(matrix, from + i, N * N, planes + i, N * N);
+#pragma GCC unroll 12
+      for (int i = 0; i < P * N; ++i) {
+        apply<P, N>(matrix, planes + i / N * N * N + i % N, N, rows + i / N * P * N + i % N, N);
+      }
+#pragma GCC unroll 16
+      for (int i = 0; i < P * P; ++i) {
+        apply<P, N>(matrix, rows + i * N, 1, row, 1);
 #pragma GCC unroll 4
-    for (int column = 0; column < Columns; ++column) {
-      to[column * to_step] = dot<Rows>([&](int k) ATLAS_INLINED { return matrix[k][column]; },
-                                       [&](int k) ATLAS_INLINED { return from[k * step]; });
+        for (int z = 0; z < P; ++z) store(row[z], points + (i * P + z) * stride + v * kWidth);
+      }
+    }
+  }
+
+  // The points to N^3 lines, by a matrix of (N, P) along each axis.
+  template <int N, typename Matrix>
+  ATLAS_INLINE static void gather(const Matrix& matrix, const float* points, int64_t stride,
+                                  float (*to)[kLine]) {
+    for (int v = 0; v < kVectors; ++v) {
+      V rows[P * P * N], planes[P * N * N], row[P], column[N];
+#pragma GCC unroll 16
+      for (int i = 0; i < P * P; ++i) {
+#pragma GCC unroll 4
+        for (int z = 0; z < P; ++z) row[z] = load(points + (i * P + z) * stride + v * kWidth);
+        apply<N, P>(matrix, row, 1, rows + i * N, 1);
+      }
+#pragma GCC unroll 12
+      for (int i = 0; i < P * N; ++i) {
+        apply<N, P>(matrix, rows + i / N * P * N + i % N, N, planes + i / N * N * N + i % N, N);
+      }
+#pragma GCC unroll 9
+      for (int i = 0; i < N * N; ++i) {
+        apply<N, P>(matrix, planes + i, N * N, column, 1);
+#pragma GCC unroll 3
+        for (int x = 0; x < N; ++x) store(column[x], to[x * N * N + i] + v * kWidth);
+      }
     }
   }
 

@@ -491,6 +491,18 @@ def test_which_convolution() -> None:
     assert not pays((12, 14, 12), 112, 16, 8)
 
 
+@needs_extension
+def test_a_block_takes_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*unused: Any) -> torch.Tensor:
+        raise AssertionError("the vendor's convolution")
+
+    monkeypatch.setattr(cpu, "_vendor_convolution", refuse)
+    case = BlockCase("ours", (2, 16, 8, 7, 9), 16, (1, 1))
+    run(inputs(case, torch.float32), "cpu")
+    with pytest.raises(AssertionError, match="vendor"):
+        run(inputs(case, torch.float64), "cpu")
+
+
 @pytest.mark.parametrize("level", ["any", "avx2", "avx512"])
 def test_convolution_on_other_processors(level: str, tmp_path: Path) -> None:
     if level != "any" and platform.machine() not in ("x86_64", "AMD64"):
