@@ -39,6 +39,10 @@ struct Two {
   float low, high;
 };
 
+ATLAS_INLINE Two operator+(Two a, Two b) { return {a.low + b.low, a.high + b.high}; }
+ATLAS_INLINE Two operator-(Two a, Two b) { return {a.low - b.low, a.high - b.high}; }
+ATLAS_INLINE Two operator*(Two a, Two b) { return {a.low * b.low, a.high * b.high}; }
+
 ATLAS_INLINE Two widen_pair(const bfloat16* from) {
   uint32_t both;
   std::memcpy(&both, from, sizeof both);
@@ -53,10 +57,11 @@ ATLAS_INLINE void narrow_pair(Two values, bfloat16* to) {
 
 ATLAS_INLINE void narrow(float value, float16& out) { out = to_float16(value); }
 
-// 1 / (1 + e^-x) to 2e-7 relative, with |x| cut at 87: no overflow. NaN gives some number.
-// e^-x = 2^t = 2^n 2^r: 2^r by the polynomial of least relative error on [-1/2, 1/2], 2^n by its
-// exponent bits.
-ATLAS_INLINE float sigmoid(float x) {
+// 1 / (1 + e^-x), with |x| cut at 87: no overflow. NaN gives some number. e^-x = 2^t = 2^n 2^r: 2^r by
+// the polynomial of least relative error on [-1/2, 1/2] that is 1 at 0, 2^n by its exponent bits. Its
+// relative error is 1e-7; of the coarse one 3e-6, far below the rounding of a number of two bytes.
+template <bool coarse>
+ATLAS_INLINE float sigmoid_of(float x) {
   // t is cut as an integer, since a choice between floats is a branch to some compilers: positive
   // floats order like signed integers, negative ones, by magnitude, like unsigned ones.
   int32_t up = static_cast<int32_t>(float_bits(x * -1.44269504f));
@@ -66,14 +71,30 @@ ATLAS_INLINE float sigmoid(float x) {
   const float t = bits_float(cut);
   const float shifted = t + 12582912.0f;  // 1.5 * 2^23: n stands in the low bits
   const float r = t - (shifted - 12582912.0f);
-  // Pairs of terms first (Estrin): a shorter chain than Horner's.
-  const float r2 = r * r;
-  const float low = 6.9314718e-1f * r + 1.0f, middle = 5.5503286e-2f * r + 2.4022646e-1f;
-  const float high = 1.5345811e-4f * r2 + (1.3399931e-3f * r + 9.6184891e-3f);
-  const float p = (high * r2 + middle) * r2 + low;
+  float p;
+  if constexpr (coarse) {
+    p = (9.58285388e-3f * r + 5.59064262e-2f) * r + 2.40240991e-1f;
+    p = (p * r + 6.93124175e-1f) * r + 1.0f;
+  } else {
+    p = (1.32647203e-3f * r + 9.67151299e-3f) * r + 5.55073395e-2f;
+    p = ((p * r + 2.40222424e-1f) * r + 6.93147004e-1f) * r + 1.0f;
+  }
   return 1.0f / (1.0f + bits_float(float_bits(p) + (float_bits(shifted) << 23)));
 }
-ATLAS_INLINE double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
+
+// The same, good enough for a result that is rounded to S.
+template <typename S>
+ATLAS_INLINE float sigmoid(float x) {
+  return sigmoid_of<sizeof(S) == 2>(x);
+}
+template <typename S>
+ATLAS_INLINE Two sigmoid(Two x) {
+  return {sigmoid<S>(x.low), sigmoid<S>(x.high)};
+}
+template <typename S>
+ATLAS_INLINE double sigmoid(double x) {
+  return 1 / (1 + std::exp(-x));
+}
 
 // A few numbers side by side, in registers whatever their width: for sums that a loop over plain
 // arrays would keep in memory.

@@ -4,8 +4,8 @@
 //   apply        one read, one write
 //   backward     dz = dL/dz with its sums, stored; then dx from x and dz
 //
-// Samples are handled a few at a time, so that the second pass over them finds them in the last
-// cache. How a tensor is walked is in walk_cpu.h, the loops over numbers in rows_cpu.h.
+// Samples are handled a few at a time, or groups of one, so that the second pass over them finds them in the
+// last cache. How a tensor is walked is in walk_cpu.h, the loops over numbers in rows_cpu.h.
 
 #include "group_norm_film/group_norm_film.h"
 
@@ -49,7 +49,7 @@ Coefficients coefficients(const GroupNormFilm& problem, const double* mean, cons
 }
 
 template <typename C>
-Columns<C> film_columns(const Walk& walk, const Coefficients& of, int64_t channel) {
+Columns<C> columns_of(const Walk& walk, const Coefficients& of, int64_t channel) {
   Columns<C> columns;
   spread(walk, of.mean.data() + channel, columns.mean);
   spread(walk, of.scale.data() + channel, columns.scale);
@@ -75,16 +75,15 @@ void apply(const GroupNormFilm& problem, const T* x, const double* mean, const d
     const Rows<S> out(walk, walk.inner, y, chunk);
     if (walk.inner == 1) {
       const Channel<C> channel = channel_of<C>(of, static_cast<size_t>(chunk.channel));
-      return for_each_piece(chunk, [&](int64_t first, int64_t n) {
-        film(problem.silu, in.at(first), channel, out.at(first), n);
-      });
+      return film(problem.silu, in.at(0), channel, out.at(0), chunk.count);
     }
-    const Columns<C> columns = film_columns<C>(walk, of, chunk.channel);
+    const Columns<C> columns = columns_of<C>(walk, of, chunk.channel);
     Scratch<C> room;
-    for_each_row(walk, chunk, [&](int64_t voxel, int64_t count, int64_t numbers) {
-      S* to = out.at(voxel);
-      in.dense() ? film(problem.silu, in.at(voxel), columns, to, numbers)
-                 : film(problem.silu, in.gathered(voxel, count, room), columns, to, numbers);
+    for_each_tile(walk, chunk.count, [&](int64_t voxel, int64_t count) {
+      const auto part = [&](const auto* from, int64_t first, int64_t rows, int64_t lanes) {
+        film(problem.silu, from, columns, out.at(voxel) + first, rows, lanes);
+      };
+      for_each_part_of(walk, in, voxel, count, room, part);
     });
   });
 }
@@ -109,20 +108,21 @@ Sums pull_back(const GroupNormFilm& problem, const S* dy, const T* x, const Coef
     double *one = partial.data() + 2 * item * walk.inner, *two = one + walk.inner;
     if (walk.inner == 1) {
       const Channel<C> channel = channel_of<C>(of, static_cast<size_t>(chunk.channel));
-      return for_each_piece(chunk, [&](int64_t first, int64_t n) {
-        sums(problem.silu, in.at(first), grad.at(first), channel, out.at(first), one, two, n);
+      return for_each_tile(walk, chunk.count, [&](int64_t voxel, int64_t count) {
+        sums(problem.silu, in.at(voxel), grad.at(voxel), channel, out.at(voxel), one, two, count);
       });
     }
-    const Columns<C> columns = film_columns<C>(walk, of, chunk.channel);
+    const Columns<C> columns = columns_of<C>(walk, of, chunk.channel);
     Scratch<C> room, ones(static_cast<size_t>(walk.lanes())), twos(ones.size());
-    for_each_row(walk, chunk, [&](int64_t voxel, int64_t count, int64_t numbers) {
-      const auto run = [&](const auto* row) {
-        sums(problem.silu, row, grad.at(voxel), columns, out.at(voxel), ones.data(), twos.data(), numbers);
+    for_each_tile(walk, chunk.count, [&](int64_t voxel, int64_t count) {
+      const auto part = [&](const auto* from, int64_t first, int64_t rows, int64_t lanes) {
+        sums(problem.silu, from, grad.at(voxel) + first, columns, out.at(voxel) + first, ones.data(),
+             twos.data(), rows, lanes);
       };
-      in.dense() ? run(in.at(voxel)) : run(in.gathered(voxel, count, room));
+      for_each_part_of(walk, in, voxel, count, room, part);
+      fold(walk, ones, one);
+      fold(walk, twos, two);
     });
-    fold(walk, ones, one);
-    fold(walk, twos, two);
   });
   const auto all = static_cast<size_t>(problem.samples * problem.channels);
   Sums sums{std::vector<double>(all), std::vector<double>(all)};
@@ -191,26 +191,27 @@ void gradient_of_x(const GroupNormFilm& problem, const S* dz, const T* x, const 
       Channel<C> channel = channel_of<C>(of, static_cast<size_t>(chunk.channel));
       channel.offset = rounded<C>(back.offset[static_cast<size_t>(chunk.channel)]);
       channel.slope = rounded<C>(back.slope[static_cast<size_t>(chunk.channel)]);
-      return for_each_piece(chunk, [&](int64_t first, int64_t n) {
-        gradient(in.at(first), grad.at(first), channel, out.at(first), n);
-      });
+      return gradient(in.at(0), grad.at(0), channel, out.at(0), chunk.count);
     }
-    Columns<C> columns = film_columns<C>(walk, of, chunk.channel);
+    Columns<C> columns = columns_of<C>(walk, of, chunk.channel);
     spread(walk, back.offset.data() + chunk.channel, columns.offset);
     spread(walk, back.slope.data() + chunk.channel, columns.slope);
-    Scratch<C> room, sum(static_cast<size_t>(walk.lanes()));
-    for_each_row(walk, chunk, [&](int64_t voxel, int64_t count, int64_t numbers) {
-      if (in.dense() && !accumulate) {
-        gradient(in.at(voxel), grad.at(voxel), columns, out.at(voxel), numbers);
-      } else {
-        gradient(in.gathered(voxel, count, room), grad.at(voxel), columns, sum.data(), numbers);
-        scatter(accumulate, sum.data(), out.row, out.inner, count, out.at(voxel));
-      }
+    Scratch<C> room, sum;
+    for_each_tile(walk, chunk.count, [&](int64_t voxel, int64_t count) {
+      const auto tile = [&](const auto* from, auto* to) {
+        for_each_part(walk, count, [&](int64_t first, int64_t rows, int64_t lanes) {
+          gradient(from + first, grad.at(voxel) + first, columns, to + first, rows, lanes);
+        });
+      };
+      if (in.dense() && !accumulate) return tile(in.at(voxel), out.at(voxel));
+      sum.resize(std::max(sum.size(), static_cast<size_t>(count * walk.inner)));
+      tile(in.gathered(voxel, count, room), sum.data());
+      scatter(accumulate, sum.data(), out.row, out.inner, count, out.at(voxel));
     });
   });
 }
 
-// ---- over all samples, a few at a time ---------------------------------------------------------
+// ---- over all samples, a part at a time --------------------------------------------------------
 
 void check(const GroupNormFilm& problem, int threads) {
   require(problem.samples >= 0 && problem.voxels >= 0, "group_norm_film: negative size");
@@ -221,24 +222,41 @@ void check(const GroupNormFilm& problem, int threads) {
   require(threads >= 1, "group_norm_film: threads must be at least 1");
 }
 
-// Calls body(part of the problem, samples before it).
-template <typename T, typename Body>
-void for_each_round(GroupNormFilm problem, const Body& body) {
-  if (!problem.channels_last) problem.x_row = 1;
-  const int64_t size = problem.channels * problem.voxels * static_cast<int64_t>(sizeof(T));
-  const int64_t at_once = std::max<int64_t>(1, size ? kRound / size : problem.samples);
-  for (int64_t first = 0; first < problem.samples; first += at_once) {
-    GroupNormFilm part = problem;
-    part.samples = std::min(at_once, problem.samples - first);
-    if (part.gamma) part.gamma += first * part.channels;
-    if (part.beta) part.beta += first * part.channels;
-    body(part, first);
-  }
-}
+// A part of the problem that is passed over twice in turn, and where it begins in each array: weight, gamma,
+// mean, x and y stand for those of the same shape.
+struct Round {
+  GroupNormFilm problem;
+  int64_t weight, gamma, mean, x, y;
+};
 
-// Elements of one sample of x, which may be the first channels of a wider buffer.
-int64_t sample_size(const GroupNormFilm& part) {
-  return part.voxels * (part.channels_last ? part.x_row : part.channels);
+// Some samples at a time; where one is too much and channels lie apart, some groups of it.
+template <typename T, typename Body>
+void for_each_round(GroupNormFilm whole, const Body& body) {
+  if (!whole.channels_last) whole.x_row = 1;
+  const int64_t size = whole.channels / whole.groups;
+  const auto fitting = [&](int64_t channels) {
+    const int64_t bytes = channels * whole.voxels * static_cast<int64_t>(sizeof(T));
+    return std::max<int64_t>(1, bytes ? kRound / bytes : kRound);
+  };
+  const int64_t samples = fitting(whole.channels);
+  const bool apart = !whole.channels_last && samples == 1;
+  const int64_t groups = apart ? std::min(whole.groups, fitting(size)) : whole.groups;
+  const int64_t row = whole.channels_last ? whole.x_row : whole.channels;
+  for (int64_t n = 0; n < whole.samples; n += samples) {
+    for (int64_t g = 0; g < whole.groups; g += groups) {
+      const int64_t c = g * size, gamma = n * whole.channels + c;
+      Round round{whole, c, gamma, n * whole.groups + g, whole.voxels * (n * row + c), whole.voxels * gamma};
+      GroupNormFilm& part = round.problem;
+      part.samples = std::min(samples, whole.samples - n);
+      part.groups = std::min(groups, whole.groups - g);
+      part.channels = part.groups * size;
+      if (part.weight) part.weight += round.weight;
+      if (part.bias) part.bias += round.weight;
+      if (part.gamma) part.gamma += round.gamma;
+      if (part.beta) part.beta += round.gamma;
+      body(round);
+    }
+  }
 }
 
 }  // namespace
@@ -284,14 +302,15 @@ template <typename T>
 void group_norm_film_cpu(const GroupNormFilm& problem, const T* x, T* y, double* mean, double* rstd,
                          int threads) {
   check(problem, threads);
-  for_each_round<T>(problem, [&](const GroupNormFilm& part, int64_t first) {
+  for_each_round<T>(problem, [&](const Round& round) {
+    const GroupNormFilm& part = round.problem;
     const auto channels = static_cast<size_t>(part.samples * part.channels);
     std::vector<double> channel_mean(channels), channel_m2(channels);
-    const T* in = x + first * sample_size(part);
-    double *m = mean + first * part.groups, *r = rstd + first * part.groups;
+    const T* in = x + round.x;
+    double *m = mean + round.mean, *r = rstd + round.mean;
     statistics(part, in, channel_mean.data(), channel_m2.data(), threads);
     group_statistics(part, channel_mean.data(), channel_m2.data(), part.channels, m, r);
-    apply(part, in, m, r, y + first * part.voxels * part.channels, threads);
+    apply(part, in, m, r, y + round.y, threads);
   });
 }
 
@@ -303,19 +322,20 @@ void group_norm_film_backward_cpu(const GroupNormFilm& problem, const S* dy, con
   check(problem, threads);
   if (gradients.weight) std::fill_n(gradients.weight, problem.channels, 0.0);
   if (gradients.bias) std::fill_n(gradients.bias, problem.channels, 0.0);
-  for_each_round<T>(problem, [&](const GroupNormFilm& part, int64_t first) {
-    const double *m = mean + first * part.groups, *r = rstd + first * part.groups;
-    S* pulled = dz + first * part.voxels * part.channels;
-    const T* in = x + first * sample_size(part);
+  for_each_round<T>(problem, [&](const Round& round) {
+    const GroupNormFilm& part = round.problem;
+    const double *m = mean + round.mean, *r = rstd + round.mean;
+    S* pulled = dz + round.y;
+    const T* in = x + round.x;
     const Coefficients of = coefficients(part, m, r);
-    const Sums sums =
-        pull_back(part, dy + first * part.voxels * part.channels, in, of, pulled, threads);
+    const Sums sums = pull_back(part, dy + round.y, in, of, pulled, threads);
     GroupNormFilmGradients here = gradients;
-    if (here.gamma) here.gamma += first * part.channels;
-    if (here.beta) here.beta += first * part.channels;
+    if (here.weight) here.weight += round.weight;
+    if (here.bias) here.bias += round.weight;
+    if (here.gamma) here.gamma += round.gamma;
+    if (here.beta) here.beta += round.gamma;
     add_parameters(part, r, sums, here);
-    gradient_of_x(part, pulled, in, of, feedback(part, r, of, sums), dx + first * sample_size(part),
-                  accumulate, threads);
+    gradient_of_x(part, pulled, in, of, feedback(part, r, of, sums), dx + round.x, accumulate, threads);
   });
 }
 

@@ -4,7 +4,8 @@
 
 #include <cstdint>
 #include <cstring>
-#include <vector>
+#include <type_traits>
+#include <utility>
 
 #include "common/floats.h"
 #include "common/multiversion.h"
@@ -25,137 +26,254 @@ struct Columns {
   Scratch<C> mean, scale, shift, slope, offset;
 };
 
-template <bool silu, typename C>
-ATLAS_INLINE C activate(C z) {
+// ---- of one number: S is what the result is rounded to ------------------------------------------
+
+template <bool silu, typename S, typename C>
+ATLAS_INLINE C film_of(C x, const Channel<C>& of) {
+  const C z = (x - of.mean) * of.scale + of.shift;
   if constexpr (!silu) return z;
-  return z * sigmoid(z);
+  return z * sigmoid<S>(z);
 }
 
 // dL/dz from dL/dy, y = act(z).
-template <bool silu, typename C>
-ATLAS_INLINE C pull_back(C dy, C z) {
+template <bool silu, typename S, typename C>
+ATLAS_INLINE C pull_back(C dy, C deviation, const Channel<C>& of) {
   if constexpr (!silu) return dy;
-  const C s = sigmoid(z);
+  const C z = deviation * of.scale + of.shift, s = sigmoid<S>(z);
   return dy * (s + s * (z - z * s));
 }
 
-template <bool silu, typename A, typename B>
-ATLAS_INLINE void film_row(const A* x, const Columns<Compute<A>>& columns, B* y, int64_t n) {
-  const auto *mean = columns.mean.data(), *scale = columns.scale.data();
-  const auto* shift = columns.shift.data();
-  ATLAS_INDEPENDENT
-  for (int64_t i = 0; i < n; ++i) {
-    narrow(activate<silu>((widen(x[i]) - mean[i]) * scale[i] + shift[i]), y[i]);
-  }
+template <typename C>
+ATLAS_INLINE C gradient_of(C x, C dz, const Channel<C>& of) {
+  return (of.scale * dz - of.offset) - (x - of.mean) * of.slope;
 }
 
-template <bool silu, typename A, typename B>
-ATLAS_INLINE void sums_row(const A* x, const B* dy, const Columns<Compute<A>>& columns, B* dz,
-                           Compute<A>* one, Compute<A>* two, int64_t n) {
-  const auto *mean = columns.mean.data(), *scale = columns.scale.data();
-  const auto* shift = columns.shift.data();
-  ATLAS_INDEPENDENT
-  for (int64_t i = 0; i < n; ++i) {
-    const auto d = widen(x[i]) - mean[i];
-    const auto pulled = pull_back<silu>(widen(dy[i]), d * scale[i] + shift[i]);
-    narrow(pulled, dz[i]);
-    one[i] += pulled;
-    two[i] += pulled * d;
-  }
-}
+// ---- how numbers are read and written ------------------------------------------------------------
 
+// bfloat16 goes two by two (common/floats.h), everything else one by one.
 template <typename A, typename B>
-ATLAS_INLINE void gradient_row(const A* x, const B* dz, const Columns<Compute<A>>& columns, A* dx,
-                               int64_t n) {
-  const auto *mean = columns.mean.data(), *scale = columns.scale.data();
-  const auto *slope = columns.slope.data(), *offset = columns.offset.data();
-  ATLAS_INDEPENDENT
-  for (int64_t i = 0; i < n; ++i) {
-    narrow((scale[i] * widen(dz[i]) - offset[i]) - (widen(x[i]) - mean[i]) * slope[i], dx[i]);
+constexpr bool kPaired = std::is_same_v<A, bfloat16> && std::is_same_v<B, bfloat16>;
+
+template <bool paired, typename C>
+using Value = std::conditional_t<paired, Two, C>;
+
+// Number i, or pair i.
+template <bool paired, typename T>
+ATLAS_INLINE auto take(const T* from, int64_t i) {
+  if constexpr (paired) {
+    return widen_pair(from + 2 * i);
+  } else {
+    return widen(from[i]);
   }
 }
 
-// ---- of one channel --------------------------------------------------------------------------
+template <bool paired, typename C>
+ATLAS_INLINE Value<paired, C> column(const C* columns, int64_t i) {
+  if constexpr (paired) {
+    return {columns[2 * i], columns[2 * i + 1]};
+  } else {
+    return columns[i];
+  }
+}
 
-template <bool silu, typename A, typename B>
-ATLAS_INLINE void film_channel(const A* x, Channel<Compute<A>> of, B* y, int64_t n) {
-  ATLAS_INDEPENDENT
-  for (int64_t i = 0; i < n; ++i) {
-    narrow(activate<silu>((widen(x[i]) - of.mean) * of.scale + of.shift), y[i]);
+template <bool paired, typename C, typename T>
+ATLAS_INLINE void put(C value, T* to, int64_t i) {
+  if constexpr (paired) {
+    narrow_pair(value, to + 2 * i);
+  } else {
+    narrow(value, to[i]);
+  }
+}
+
+template <bool paired, typename C>
+ATLAS_INLINE void add_to_column(Value<paired, C> value, C* columns, int64_t i) {
+  if constexpr (paired) {
+    columns[2 * i] += value.low;
+    columns[2 * i + 1] += value.high;
+  } else {
+    columns[i] += value;
+  }
+}
+
+// Calls loop(paired, first, end) for numbers 0 to n, or for their pairs and then for an odd one.
+template <bool paired, typename Loop>
+ATLAS_INLINE void in_pairs(int64_t n, const Loop& loop) {
+  if constexpr (paired) {
+    loop(std::true_type(), int64_t(0), n / 2);
+    if (n % 2) loop(std::false_type(), n - 1, n);
+  } else {
+    loop(std::false_type(), int64_t(0), n);
+  }
+}
+
+// ---- of one channel ------------------------------------------------------------------------------
+
+template <bool paired, typename C>
+ATLAS_INLINE Channel<Value<paired, C>> of_value(const Channel<C>& of) {
+  if constexpr (paired) {
+    return {{of.mean, of.mean}, {of.scale, of.scale}, {of.shift, of.shift}, {of.slope, of.slope},
+            {of.offset, of.offset}};
+  } else {
+    return of;
   }
 }
 
 template <bool silu, typename A, typename B>
-ATLAS_INLINE void sums_channel(const A* x, const B* dy, Channel<Compute<A>> of, B* dz, double* one,
+ATLAS_INLINE void film_channel(const A* x, const Channel<Compute<A>>& channel, B* y, int64_t n) {
+  in_pairs<kPaired<A, B>>(n, [&](auto pair, int64_t first, int64_t end) ATLAS_INLINED {
+    constexpr bool p = pair();
+    const auto of = of_value<p>(channel);
+    ATLAS_INDEPENDENT
+    for (int64_t i = first; i < end; ++i) put<p>(film_of<silu, B>(take<p>(x, i), of), y, i);
+  });
+}
+
+// Halves apart: a loop that adds up does not become vectors where it computes with pairs.
+template <bool silu, typename A, typename B>
+ATLAS_INLINE void sums_channel(const A* x, const B* dy, const Channel<Compute<A>>& of, B* dz, double* one,
                                double* two, int64_t n) {
-  Compute<A> p = 0, q = 0;
-  ATLAS_REDUCTION(p, q)
-  for (int64_t i = 0; i < n; ++i) {
-    const auto d = widen(x[i]) - of.mean;
-    const auto pulled = pull_back<silu>(widen(dy[i]), d * of.scale + of.shift);
-    narrow(pulled, dz[i]);
-    p += pulled;
-    q += pulled * d;
-  }
-  *one += static_cast<double>(p);
-  *two += static_cast<double>(q);
+  using C = Compute<A>;
+  in_pairs<kPaired<A, B>>(n, [&](auto pair, int64_t first, int64_t end) ATLAS_INLINED {
+    C sum = 0, product = 0;
+    ATLAS_REDUCTION(sum, product)
+    for (int64_t i = first; i < end; ++i) {
+      if constexpr (pair()) {
+        const Two in = widen_pair(x + 2 * i), grad = widen_pair(dy + 2 * i);
+        const float d = in.low - of.mean, e = in.high - of.mean;
+        const float low = pull_back<silu, B>(grad.low, d, of);
+        const float high = pull_back<silu, B>(grad.high, e, of);
+        narrow_pair({low, high}, dz + 2 * i);
+        sum += low + high;
+        product += low * d + high * e;
+      } else {
+        const C d = widen(x[i]) - of.mean, pulled = pull_back<silu, B>(C(widen(dy[i])), d, of);
+        narrow(pulled, dz[i]);
+        sum += pulled;
+        product += pulled * d;
+      }
+    }
+    *one += static_cast<double>(sum);
+    *two += static_cast<double>(product);
+  });
 }
 
 template <typename A, typename B>
-ATLAS_INLINE void gradient_channel(const A* x, const B* dz, Channel<Compute<A>> of, A* dx, int64_t n) {
-  ATLAS_INDEPENDENT
-  for (int64_t i = 0; i < n; ++i) {
-    narrow((of.scale * widen(dz[i]) - of.offset) - (widen(x[i]) - of.mean) * of.slope, dx[i]);
-  }
-}
-
-// The same for bfloat16, two numbers at a time.
-template <bool silu>
-ATLAS_INLINE void film_channel(const bfloat16* x, Channel<float> of, bfloat16* y, int64_t n) {
-  const auto film = [&](float value) ATLAS_INLINED {
-    return activate<silu>((value - of.mean) * of.scale + of.shift);
-  };
-  ATLAS_INDEPENDENT
-  for (int64_t i = 0; i < n / 2; ++i) {
-    const Two in = widen_pair(x + 2 * i);
-    narrow_pair({film(in.low), film(in.high)}, y + 2 * i);
-  }
-  if (n % 2) narrow(film(widen(x[n - 1])), y[n - 1]);
-}
-
-template <bool silu>
-ATLAS_INLINE void sums_channel(const bfloat16* x, const bfloat16* dy, Channel<float> of, bfloat16* dz,
-                               double* one, double* two, int64_t n) {
-  float p = 0, q = 0;
-  ATLAS_REDUCTION(p, q)
-  for (int64_t i = 0; i < n / 2; ++i) {
-    const Two in = widen_pair(x + 2 * i), grad = widen_pair(dy + 2 * i);
-    const float d = in.low - of.mean, e = in.high - of.mean;
-    const float low = pull_back<silu>(grad.low, d * of.scale + of.shift);
-    const float high = pull_back<silu>(grad.high, e * of.scale + of.shift);
-    narrow_pair({low, high}, dz + 2 * i);
-    p += low + high;
-    q += low * d + high * e;
-  }
-  *one += static_cast<double>(p);
-  *two += static_cast<double>(q);
-  if (n % 2) sums_channel<silu, bfloat16, bfloat16>(x + n - 1, dy + n - 1, of, dz + n - 1, one, two, 1);
-}
-
-ATLAS_INLINE void gradient_channel(const bfloat16* x, const bfloat16* dz, Channel<float> of, bfloat16* dx,
+ATLAS_INLINE void gradient_channel(const A* x, const B* dz, const Channel<Compute<A>>& channel, A* dx,
                                    int64_t n) {
-  const auto gradient = [&](float value, float pulled) ATLAS_INLINED {
-    return (of.scale * pulled - of.offset) - (value - of.mean) * of.slope;
-  };
-  ATLAS_INDEPENDENT
-  for (int64_t i = 0; i < n / 2; ++i) {
-    const Two in = widen_pair(x + 2 * i), pulled = widen_pair(dz + 2 * i);
-    narrow_pair({gradient(in.low, pulled.low), gradient(in.high, pulled.high)}, dx + 2 * i);
-  }
-  if (n % 2) narrow(gradient(widen(x[n - 1]), widen(dz[n - 1])), dx[n - 1]);
+  in_pairs<kPaired<A, B>>(n, [&](auto pair, int64_t first, int64_t end) ATLAS_INLINED {
+    constexpr bool p = pair();
+    const auto of = of_value<p>(channel);
+    ATLAS_INDEPENDENT
+    for (int64_t i = first; i < end; ++i) {
+      put<p>(gradient_of(take<p>(x, i), take<p>(dz, i), of), dx, i);
+    }
+  });
 }
 
-// Sums of the columns of a tile, `rows` rows of `lanes` numbers: row by row, as memory lies.
+// ---- of channels side by side --------------------------------------------------------------------
+
+// What belongs to the columns. Plain addresses: what is written could else be those in Columns.
+template <typename C>
+struct At {
+  explicit At(const Columns<C>& of)
+      : mean(of.mean.data()), scale(of.scale.data()), shift(of.shift.data()), slope(of.slope.data()),
+        offset(of.offset.data()) {}
+
+  template <bool paired>
+  ATLAS_INLINE Channel<Value<paired, C>> film(int64_t i) const {
+    return {column<paired>(mean, i), column<paired>(scale, i), column<paired>(shift, i), {}, {}};
+  }
+  template <bool paired>
+  ATLAS_INLINE Channel<Value<paired, C>> gradient(int64_t i) const {
+    return {column<paired>(mean, i), column<paired>(scale, i), {}, column<paired>(slope, i),
+            column<paired>(offset, i)};
+  }
+
+  const C *mean, *scale, *shift, *slope, *offset;
+};
+
+// Calls body(first number of each row) one after the other.
+template <int64_t... row, typename Body>
+ATLAS_INLINE void each(std::integer_sequence<int64_t, row...>, int64_t lanes, const Body& body) {
+  (body(row * lanes), ...);
+}
+
+// Calls loop(paired, rows, first number, first column, end) for some rows at a time, which share what is
+// read of the columns. More than 512 bytes at a time, and the processor no longer sees a stream of memory.
+template <typename A, typename B, typename Loop>
+ATLAS_INLINE void over_rows(int64_t rows, int64_t lanes, const Loop& loop) {
+  constexpr int64_t together = 8 / sizeof(A) > 1 ? 8 / sizeof(A) : 1;
+  const auto some = [&](auto count, int64_t row) ATLAS_INLINED {
+    in_pairs<kPaired<A, B>>(lanes, [&](auto pair, int64_t first, int64_t end) ATLAS_INLINED {
+      loop(pair, count, row * lanes, first, end);
+    });
+  };
+  int64_t row = 0;
+  for (; row + together <= rows; row += together) {
+    some(std::make_integer_sequence<int64_t, together>(), row);
+  }
+  for (; row < rows; ++row) some(std::make_integer_sequence<int64_t, 1>(), row);
+}
+
+template <bool silu, typename A, typename B>
+ATLAS_INLINE void film_columns(const A* x, const Columns<Compute<A>>& columns, B* y, int64_t rows,
+                               int64_t lanes) {
+  const At<Compute<A>> at(columns);
+  const auto loop = [&](auto pair, auto some, int64_t from, int64_t first, int64_t end) ATLAS_INLINED {
+    constexpr bool p = pair();
+    ATLAS_INDEPENDENT
+    for (int64_t i = first; i < end; ++i) {
+      const auto of = at.template film<p>(i);
+      each(some, lanes, [&](int64_t row) ATLAS_INLINED {
+        put<p>(film_of<silu, B>(take<p>(x + from + row, i), of), y + from + row, i);
+      });
+    }
+  };
+  over_rows<A, B>(rows, lanes, loop);
+}
+
+template <bool silu, typename A, typename B>
+ATLAS_INLINE void sums_columns(const A* x, const B* dy, const Columns<Compute<A>>& columns, B* dz,
+                               Compute<A>* one, Compute<A>* two, int64_t rows, int64_t lanes) {
+  const At<Compute<A>> at(columns);
+  const auto loop = [&](auto pair, auto some, int64_t from, int64_t first, int64_t end) ATLAS_INLINED {
+    constexpr bool p = pair();
+    ATLAS_INDEPENDENT
+    for (int64_t i = first; i < end; ++i) {
+      const auto of = at.template film<p>(i);
+      Value<p, Compute<A>> sum{}, product{};
+      each(some, lanes, [&](int64_t row) ATLAS_INLINED {
+        const auto d = take<p>(x + from + row, i) - of.mean;
+        const auto pulled = pull_back<silu, B>(take<p>(dy + from + row, i), d, of);
+        put<p>(pulled, dz + from + row, i);
+        sum = sum + pulled;
+        product = product + pulled * d;
+      });
+      add_to_column<p>(sum, one, i);
+      add_to_column<p>(product, two, i);
+    }
+  };
+  over_rows<A, B>(rows, lanes, loop);
+}
+
+template <typename A, typename B>
+ATLAS_INLINE void gradient_columns(const A* x, const B* dz, const Columns<Compute<A>>& columns, A* dx,
+                                   int64_t rows, int64_t lanes) {
+  const At<Compute<A>> at(columns);
+  const auto loop = [&](auto pair, auto some, int64_t from, int64_t first, int64_t end) ATLAS_INLINED {
+    constexpr bool p = pair();
+    ATLAS_INDEPENDENT
+    for (int64_t i = first; i < end; ++i) {
+      const auto of = at.template gradient<p>(i);
+      each(some, lanes, [&](int64_t row) ATLAS_INLINED {
+        put<p>(gradient_of(take<p>(x + from + row, i), take<p>(dz + from + row, i), of), dx + from + row, i);
+      });
+    }
+  };
+  over_rows<A, B>(rows, lanes, loop);
+}
+
+// Sums of the columns of a tile.
 template <typename A>
 ATLAS_INLINE void sum_columns_tile(const A* x, int64_t rows, int64_t lanes, Compute<A>* sum) {
   for (int64_t row = 0; row < rows; ++row, x += lanes) {
@@ -164,29 +282,39 @@ ATLAS_INLINE void sum_columns_tile(const A* x, int64_t rows, int64_t lanes, Comp
   }
 }
 
-// Given the columns' means, sums of the deviations and of their squares. The tile is in the cache now:
-// a few columns at a time, so that the sums stay in registers.
-template <typename A>
-ATLAS_INLINE void deviate_columns_tile(const A* x, int64_t rows, int64_t lanes,
-                                       const Compute<A>* mean, Compute<A>* sum,
+// Sums of the columns' deviations from `centre` and of their squares, `vectors` of 32 bytes at a time, so
+// that these stay in registers.
+template <int64_t vectors, typename A>
+ATLAS_INLINE void deviate_columns_tile(const A* x, int64_t rows, int64_t lanes, int64_t first,
+                                       const Compute<A>* centre, Compute<A>* sum,
                                        Compute<A>* squares) {
   using V = Lanes<Compute<A>>;
   constexpr int64_t step = kLanesOf<Compute<A>>;
-  int64_t first = 0;
-  for (; first + step <= lanes; first += step) {
-    V s = load(sum + first), q = load(squares + first);
-    const V m = load(mean + first);
-    for (int64_t row = 0; row < rows; ++row) {
-      const V d = load(x + row * lanes + first) - m;
-      s += d;
-      q += d * d;
+  for (; first + vectors * step <= lanes; first += vectors * step) {
+    V s[vectors], q[vectors], c[vectors];
+    for (int64_t i = 0; i < vectors; ++i) {
+      const int64_t at = first + i * step;
+      s[i] = load(sum + at), q[i] = load(squares + at), c[i] = load(centre + at);
     }
-    std::memcpy(sum + first, &s, sizeof s);
-    std::memcpy(squares + first, &q, sizeof q);
+    for (int64_t row = 0; row < rows; ++row) {
+#pragma GCC unroll 8
+      for (int64_t i = 0; i < vectors; ++i) {
+        const V d = load(x + row * lanes + first + i * step) - c[i];
+        s[i] += d;
+        q[i] += d * d;
+      }
+    }
+    for (int64_t i = 0; i < vectors; ++i) {
+      std::memcpy(sum + first + i * step, &s[i], sizeof(V));
+      std::memcpy(squares + first + i * step, &q[i], sizeof(V));
+    }
+  }
+  if constexpr (vectors > 1) {
+    return deviate_columns_tile<vectors / 2>(x, rows, lanes, first, centre, sum, squares);
   }
   for (; first < lanes; ++first) {
     for (int64_t row = 0; row < rows; ++row) {
-      const Compute<A> d = widen(x[row * lanes + first]) - mean[first];
+      const Compute<A> d = widen(x[row * lanes + first]) - centre[first];
       sum[first] += d;
       squares[first] += d * d;
     }
@@ -216,8 +344,9 @@ ATLAS_INLINE void scatter_row(const Compute<T>* from, int64_t row, int64_t inner
 // dy and dz of B.
 #define ATLAS_ROWS(A, B)                                                                             \
   ATLAS_MULTIVERSION void film(bool silu, const A* x, const Columns<Compute<A>>& columns, B* y,      \
-                               int64_t n) {                                                          \
-    silu ? film_row<true>(x, columns, y, n) : film_row<false>(x, columns, y, n);                     \
+                               int64_t rows, int64_t lanes) {                                        \
+    silu ? film_columns<true>(x, columns, y, rows, lanes)                                            \
+         : film_columns<false>(x, columns, y, rows, lanes);                                          \
   }                                                                                                  \
   [[maybe_unused]] ATLAS_MULTIVERSION void film(bool silu, const A* x, Channel<Compute<A>> of, B* y, \
                                                 int64_t n) {                                         \
@@ -225,9 +354,9 @@ ATLAS_INLINE void scatter_row(const Compute<T>* from, int64_t row, int64_t inner
   }                                                                                                  \
   ATLAS_MULTIVERSION void sums(bool silu, const A* x, const B* dy,                                   \
                                const Columns<Compute<A>>& columns, B* dz, Compute<A>* one,           \
-                               Compute<A>* two, int64_t n) {                                         \
-    silu ? sums_row<true>(x, dy, columns, dz, one, two, n)                                           \
-         : sums_row<false>(x, dy, columns, dz, one, two, n);                                         \
+                               Compute<A>* two, int64_t rows, int64_t lanes) {                       \
+    silu ? sums_columns<true>(x, dy, columns, dz, one, two, rows, lanes)                             \
+         : sums_columns<false>(x, dy, columns, dz, one, two, rows, lanes);                           \
   }                                                                                                  \
   [[maybe_unused]] ATLAS_MULTIVERSION void sums(bool silu, const A* x, const B* dy,                  \
                                                 Channel<Compute<A>> of, B* dz, double* one,          \
@@ -236,8 +365,8 @@ ATLAS_INLINE void scatter_row(const Compute<T>* from, int64_t row, int64_t inner
          : sums_channel<false>(x, dy, of, dz, one, two, n);                                          \
   }                                                                                                  \
   ATLAS_MULTIVERSION void gradient(const A* x, const B* dz, const Columns<Compute<A>>& columns,      \
-                                   A* dx, int64_t n) {                                               \
-    gradient_row(x, dz, columns, dx, n);                                                             \
+                                   A* dx, int64_t rows, int64_t lanes) {                             \
+    gradient_columns(x, dz, columns, dx, rows, lanes);                                               \
   }                                                                                                  \
   [[maybe_unused]] ATLAS_MULTIVERSION void gradient(const A* x, const B* dz, Channel<Compute<A>> of, \
                                                     A* dx, int64_t n) {                              \
@@ -249,9 +378,9 @@ ATLAS_INLINE void scatter_row(const Compute<T>* from, int64_t row, int64_t inner
     sum_columns_tile(x, rows, lanes, sum);                                                         \
   }                                                                                                \
   ATLAS_MULTIVERSION void deviate_columns(const A* x, int64_t rows, int64_t lanes,                 \
-                                          const Compute<A>* mean, Compute<A>* sum,                 \
+                                          const Compute<A>* centre, Compute<A>* sum,               \
                                           Compute<A>* squares) {                                   \
-    deviate_columns_tile(x, rows, lanes, mean, sum, squares);                                      \
+    deviate_columns_tile<8>(x, rows, lanes, 0, centre, sum, squares);                              \
   }
 
 #define ATLAS_MEMORY(T)                                                                            \

@@ -14,8 +14,6 @@
 namespace atlas_kernels {
 namespace {
 
-constexpr int64_t kTileRows = 16;  // rows of a tile
-
 // Joins the statistics of `extra` more numbers to those of `seen` (Chan, Golub & LeVeque 1983).
 ATLAS_INLINE void merge(double seen, double& mean, double& m2, double extra, double extra_mean,
                         double extra_m2) {
@@ -24,64 +22,41 @@ ATLAS_INLINE void merge(double seen, double& mean, double& m2, double extra, dou
   m2 += extra_m2 + delta * delta * (seen * extra / all);
 }
 
-template <typename C>
-struct Tile {
-  explicit Tile(const Walk& walk)
-      : centre(walk.inner), sum(walk.inner), squares(walk.inner) {}
-  Scratch<C> rows, centres, sums, moments;  // columns
-  Scratch<double> centre, sum, squares;     // channels
-};
-
-// Calls body(first number, rows, lanes) for the whole rows of a tile, then for what is left over.
-template <typename Body>
-void for_each_part(const Walk& walk, int64_t numbers, const Body& body) {
-  const int64_t rows = numbers / walk.lanes(), rest = numbers % walk.lanes();
-  if (rows) body(int64_t(0), rows, walk.lanes());
-  if (rest) body(rows * walk.lanes(), int64_t(1), rest);
-}
-
-// Mean and squared deviations of the channels of `count` voxels that lie side by side.
-template <typename A, typename C>
-void tile_statistics(const Walk& walk, const A* x, int64_t count, Tile<C>& tile) {
-  const int64_t lanes = walk.lanes(), numbers = count * walk.inner;
-  tile.sums.assign(lanes, C(0));
-  for_each_part(walk, numbers, [&](int64_t first, int64_t rows, int64_t width) {
-    sum_columns(x + first, rows, width, tile.sums.data());
-  });
-  fold(walk, tile.sums, tile.centre.data());
-  // What the first sum rounded off is found and put right by the second pass.
-  for (double& mean : tile.centre) mean = static_cast<C>(mean / static_cast<double>(count));
-  spread(walk, tile.centre.data(), tile.centres);
-  tile.sums.assign(lanes, C(0));
-  tile.moments.assign(lanes, C(0));
-  for_each_part(walk, numbers, [&](int64_t first, int64_t rows, int64_t width) {
-    deviate_columns(x + first, rows, width, tile.centres.data(), tile.sums.data(),
-                    tile.moments.data());
-  });
-  fold(walk, tile.sums, tile.sum.data());
-  fold(walk, tile.moments, tile.squares.data());
-  for (int64_t c = 0; c < walk.inner; ++c) {
-    const double off = tile.sum[c] / static_cast<double>(count);
-    tile.centre[c] += off;
-    tile.squares[c] = std::max(0.0, tile.squares[c] - off * tile.sum[c]);
-  }
-}
-
+// The mean of an eighth of a chunk is taken first, then, in one pass, deviations from it and their squares.
+// An eighth's mean is at most sqrt(7) standard deviations of the chunk away from the chunk's, so that
+// no more than 3 bits of the variance are lost, whatever the numbers are.
 template <typename T>
 void chunk_statistics(const Walk& walk, const Rows<const T>& x, const Chunk& chunk, double* mean,
                       double* m2) {
-  const int64_t tile_voxels = walk.row_voxels * kTileRows;
-  Tile<Compute<T>> tile(walk);
+  using C = Compute<T>;
+  const auto lanes = static_cast<size_t>(walk.lanes());
+  Scratch<C> room, centre, sums(lanes), squares(lanes);
+  const int64_t some = std::min(chunk.count, std::max<int64_t>(1, walk.chunk_voxels / 8));
   std::fill_n(mean, walk.inner, 0.0);
+  for_each_tile(walk, some, [&](int64_t voxel, int64_t count) {
+    for_each_part_of(walk, x, voxel, count, room, [&](const auto* in, int64_t, int64_t rows, int64_t width) {
+      sum_columns(in, rows, width, sums.data());
+    });
+    fold(walk, sums, mean);
+  });
+  for (int64_t c = 0; c < walk.inner; ++c) {
+    mean[c] = static_cast<double>(rounded<C>(mean[c] / static_cast<double>(some)));
+  }
+  spread(walk, mean, centre);
+
+  Scratch<double> off(walk.inner);
   std::fill_n(m2, walk.inner, 0.0);
-  for (int64_t voxel = 0; voxel < chunk.count; voxel += tile_voxels) {
-    const int64_t count = std::min(tile_voxels, chunk.count - voxel);
-    x.dense() ? tile_statistics(walk, x.at(voxel), count, tile)
-              : tile_statistics(walk, x.gathered(voxel, count, tile.rows), count, tile);
-    for (int64_t c = 0; c < walk.inner; ++c) {
-      merge(static_cast<double>(voxel), mean[c], m2[c], static_cast<double>(count), tile.centre[c],
-            tile.squares[c]);
-    }
+  for_each_tile(walk, chunk.count, [&](int64_t voxel, int64_t count) {
+    for_each_part_of(walk, x, voxel, count, room, [&](const auto* in, int64_t, int64_t rows, int64_t width) {
+      deviate_columns(in, rows, width, centre.data(), sums.data(), squares.data());
+    });
+    fold(walk, sums, off.data());
+    fold(walk, squares, m2);
+  });
+  for (int64_t c = 0; c < walk.inner; ++c) {
+    const double by = off[c] / static_cast<double>(chunk.count);
+    mean[c] += by;
+    m2[c] = std::max(0.0, m2[c] - by * off[c]);
   }
 }
 

@@ -22,13 +22,14 @@
 namespace atlas_kernels {
 namespace {
 
-constexpr int64_t kLanes = 256;               // numbers in a row, about
+constexpr int64_t kLanes = 64;                // numbers in a row, at least
+constexpr int64_t kTileRows = 64;             // rows that are passed over at once
 constexpr int64_t kChunk = int64_t(1) << 15;  // numbers that one thread takes at a time, about
 
-// The largest power of two that is at most n; 1 for less.
+// The smallest power of two that is at least n.
 int64_t power_of_two(int64_t n) {
   int64_t power = 1;
-  while (2 * power <= n) power *= 2;
+  while (power < n) power *= 2;
   return power;
 }
 
@@ -37,7 +38,7 @@ struct Walk {
       : outer(problem.channels_last ? problem.samples : problem.samples * problem.channels),
         voxels(problem.voxels),
         inner(problem.channels_last ? problem.channels : 1),
-        row_voxels(power_of_two(kLanes / inner)),
+        row_voxels(power_of_two((kLanes + inner - 1) / inner)),
         chunk_voxels(std::max(row_voxels, kChunk / inner / row_voxels * row_voxels)),
         chunks((voxels + chunk_voxels - 1) / chunk_voxels) {}
 
@@ -84,22 +85,33 @@ struct Rows {
   T* data;
 };
 
-// Calls body(first voxel, voxels, numbers) for each row of a chunk.
+// Calls body(first voxel, voxels) for each tile of a chunk's first `voxels` voxels: few enough to be summed
+// up in float.
 template <typename Body>
-void for_each_row(const Walk& walk, const Chunk& chunk, const Body& body) {
-  for (int64_t voxel = 0; voxel < chunk.count; voxel += walk.row_voxels) {
-    const int64_t count = std::min(walk.row_voxels, chunk.count - voxel);
-    body(voxel, count, count * walk.inner);
-  }
+void for_each_tile(const Walk& walk, int64_t voxels, const Body& body) {
+  const int64_t most = kTileRows * walk.row_voxels;
+  for (int64_t voxel = 0; voxel < voxels; voxel += most) body(voxel, std::min(most, voxels - voxel));
 }
 
-// Calls body(first, numbers) for each piece of a chunk of a single channel: few enough for sums in float.
+// Calls body(first number, rows, lanes) for the whole rows of a tile, then for what is left over.
 template <typename Body>
-void for_each_piece(const Chunk& chunk, const Body& body) {
-  constexpr int64_t kPiece = 2048;
-  for (int64_t first = 0; first < chunk.count; first += kPiece) {
-    body(first, std::min(kPiece, chunk.count - first));
-  }
+void for_each_part(const Walk& walk, int64_t count, const Body& body) {
+  const int64_t rows = count / walk.row_voxels, past = rows * walk.lanes();
+  const int64_t rest = count * walk.inner - past;
+  if (rows) body(int64_t(0), rows, walk.lanes());
+  if (rest) body(past, int64_t(1), rest);
+}
+
+// The same with the numbers of x in front.
+template <typename T, typename Body>
+void for_each_part_of(const Walk& walk, const Rows<T>& x, int64_t voxel, int64_t count,
+                      Scratch<Compute<T>>& room, const Body& body) {
+  const auto tile = [&](const auto* numbers) {
+    for_each_part(walk, count, [&](int64_t first, int64_t rows, int64_t lanes) {
+      body(numbers + first, first, rows, lanes);
+    });
+  };
+  x.dense() ? tile(x.at(voxel)) : tile(x.gathered(voxel, count, room));
 }
 
 // What is computed in, of a double; see narrow() for NaN.
@@ -108,8 +120,8 @@ C rounded(double value) {
   return std::isnan(value) ? std::numeric_limits<C>::quiet_NaN() : static_cast<C>(value);
 }
 
-// A number a channel -> the columns of a row, and the columns of a row -> sums a channel. Both go by
-// halves (row_voxels is a power of two), so that they are long loops even for one channel.
+// A number a channel -> the columns of a row; and sums of the columns, which are 0 after that, added to
+// those of the channels. Both go by halves (row_voxels is a power of two), so that they are long loops even for one channel.
 template <typename C>
 void spread(const Walk& walk, const double* channels, Scratch<C>& columns) {
   columns.resize(walk.lanes());
@@ -124,7 +136,8 @@ void fold(const Walk& walk, Scratch<C>& columns, double* channels) {
   for (int64_t n = walk.lanes() / 2; n >= walk.inner; n /= 2) {
     for (int64_t i = 0; i < n; ++i) columns[i] += columns[n + i];
   }
-  for (int64_t c = 0; c < walk.inner; ++c) channels[c] = static_cast<double>(columns[c]);
+  for (int64_t c = 0; c < walk.inner; ++c) channels[c] += static_cast<double>(columns[c]);
+  std::fill(columns.begin(), columns.end(), C(0));
 }
 
 }  // namespace

@@ -262,6 +262,9 @@ LAYER_CASES = [
     LayerCase("several_chunks", (2, 16, 17, 13, 11), 2),
     LayerCase("several_chunks_a_channel", (1, 2, 40, 31, 29), 1),
     LayerCase("several_rounds", (5, 4, 37, 41, 47), 2),  # more samples than are taken at a time
+    LayerCase("rounds_in_a_sample", (2, 3, 71, 67, 73), 3),  # more groups than are taken at a time
+    LayerCase("odd_row", (2, 65, 5, 7, 3), 5),
+    LayerCase("long_row", (1, 80, 5, 3, 7), 10),
     LayerCase("nothing_given", given=()),
     *(LayerCase(f"only_{name}", given=(name,)) for name in PARAMETERS),
     *(

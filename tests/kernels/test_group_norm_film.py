@@ -201,6 +201,21 @@ def test_a_mean_far_from_zero(where: str, backend: str) -> None:
     assert (y - want_y).abs().max() <= 2 * bit
 
 
+@pytest.mark.parametrize("where", LAYOUTS)
+@pytest.mark.parametrize("unlike", [slice(None, 4000), slice(5000, None)], ids=str)
+def test_a_beginning_unlike_the_rest(unlike: slice, where: str, backend: str) -> None:
+    """The mean of a channel's first numbers says nothing of the others."""
+    x = torch.randn(1, 2, 35, 41, 43)
+    x.flatten(2)[..., unlike] += 1e3
+    arguments = (2, None, None, None, None, "none", 1e-5)
+    op = torch.ops.atlas_kernels.group_norm_film
+    y, mean, rstd = op(in_layout(x, where), *arguments, backend)
+    want_y, want_mean, want_rstd = op(x.double(), *arguments, "reference")
+    check_close(rstd, want_rstd, torch.float32)
+    check_close(mean, want_mean, torch.float32)
+    check_close(y, want_y, torch.float32)
+
+
 @pytest.mark.parametrize("size", [1e4, 1e6, 1e30])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 def test_huge_values_before_the_activation(size: float, dtype: torch.dtype, backend: str) -> None:
