@@ -134,20 +134,22 @@ ATLAS_INLINE void sums_channel(const A* x, const B* dy, const Channel<Compute<A>
                                double* two, int64_t n) {
   using C = Compute<A>;
   in_pairs<kPaired<A, B>>(n, [&](auto pair, int64_t first, int64_t end) ATLAS_INLINED {
+    constexpr bool p = pair();
     C sum = 0, product = 0;
     ATLAS_REDUCTION(sum, product)
     for (int64_t i = first; i < end; ++i) {
-      if constexpr (pair()) {
-        const Two in = widen_pair(x + 2 * i), grad = widen_pair(dy + 2 * i);
+      const auto in = take<p>(x, i);
+      const auto grad = take<p>(dy, i);
+      if constexpr (p) {
         const float d = in.low - of.mean, e = in.high - of.mean;
         const float low = pull_back<silu, B>(grad.low, d, of);
         const float high = pull_back<silu, B>(grad.high, e, of);
-        narrow_pair({low, high}, dz + 2 * i);
+        put<p>(Two{low, high}, dz, i);
         sum += low + high;
         product += low * d + high * e;
       } else {
-        const C d = widen(x[i]) - of.mean, pulled = pull_back<silu, B>(C(widen(dy[i])), d, of);
-        narrow(pulled, dz[i]);
+        const C d = in - of.mean, pulled = pull_back<silu, B>(C(grad), d, of);
+        put<p>(pulled, dz, i);
         sum += pulled;
         product += pulled * d;
       }
