@@ -40,6 +40,8 @@ def splat_backward_cpu(
     threads: int,
 ) -> None: ...
 
+Typed = tuple[int, str]  # address and dtype; float64 is taken where it lies
+
 class GroupNormFilm:
     def __init__(
         self,
@@ -50,10 +52,10 @@ class GroupNormFilm:
         groups: int,
         channels_last: bool,
         x_row: int,
-        weight: int,
-        bias: int,
-        gamma: int,
-        beta: int,
+        weight: Typed,
+        bias: Typed,
+        gamma: Typed,
+        beta: Typed,
         silu: bool,
         eps: float,
     ) -> None: ...
@@ -65,7 +67,7 @@ def group_statistics(
     problem: GroupNormFilm, channel_mean: int, channel_m2: int, stride: int, mean: int, rstd: int
 ) -> None: ...
 def group_norm_film_cpu(
-    problem: GroupNormFilm, x: int, dtype: str, y: int, mean: int, rstd: int, threads: int
+    problem: GroupNormFilm, x: int, dtype: str, y: int, mean: Typed, rstd: Typed, threads: int
 ) -> None: ...
 def group_norm_film_apply_cpu(
     problem: GroupNormFilm,
@@ -83,15 +85,15 @@ def group_norm_film_backward_cpu(
     dy_dtype: str,
     x: int,
     dtype: str,
-    mean: int,
-    rstd: int,
+    mean: Typed,
+    rstd: Typed,
     dz: int,
     dx: int,
     accumulate: bool,
-    weight: int,
-    bias: int,
-    gamma: int,
-    beta: int,
+    weight: Typed,
+    bias: Typed,
+    gamma: Typed,
+    beta: Typed,
     threads: int,
 ) -> None: ...
 def conv_weight_gradient_cpu(

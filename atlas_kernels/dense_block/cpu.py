@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from atlas_kernels._extension import kernels
-from atlas_kernels.group_norm_film.native import address, as_doubles, describe, dtype_name
+from atlas_kernels.group_norm_film.native import dense, describe, dtype_name, typed
 
 from .buffer import Film
 
@@ -33,8 +33,8 @@ def scratch_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def prepare(film: Film) -> Film:
-    """Return float64 parameters."""
-    return as_doubles(film)
+    """Return contiguous parameters."""
+    return dense(film)
 
 
 def channel_statistics(x_NVK: Tensor) -> Tensor:
@@ -85,19 +85,20 @@ def backward(
     n, voxels, k = x_NVK.shape
     groups, row = mean_NG.shape[1], x_NVK.stride(1)
     problem = describe(film, n, k, voxels, groups, channels_last=True, row=row)
-    grads = tuple(None if t is None else torch.empty_like(t) for t in film)
+    # Not yet rounded: those of other samples may be added.
+    grads = tuple(None if t is None else torch.empty_like(t, dtype=torch.float64) for t in film)
     kernels().group_norm_film_backward_cpu(
         problem,
         da_NVK.data_ptr(),
         dtype_name(da_NVK),
         x_NVK.data_ptr(),
         dtype_name(x_NVK),
-        mean_NG.data_ptr(),
-        rstd_NG.data_ptr(),
+        typed(mean_NG),
+        typed(rstd_NG),
         da_NVK.data_ptr(),
         dx_NVK.data_ptr(),
         True,
-        *map(address, grads),
+        *map(typed, grads),
         torch.get_num_threads(),
     )
     return tuple(grad for grad in grads if grad is not None)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from atlas_kernels._extension import kernels
 
-from .op import Problem, layout
+from .op import DTYPES, Problem, layout
 
 if TYPE_CHECKING:
     from atlas_kernels._kernels import GroupNormFilm
@@ -17,18 +17,26 @@ if TYPE_CHECKING:
 Parameters = tuple[Tensor | None, ...]
 
 
+NAMES = {dtype: str(dtype).removeprefix("torch.") for dtype in DTYPES}
+
+
 def dtype_name(tensor: Tensor) -> str:
     """Return "bfloat16" for torch.bfloat16."""
-    return str(tensor.dtype).removeprefix("torch.")
+    return NAMES[tensor.dtype]
 
 
-def address(tensor: Tensor | None) -> int:
-    """Return where a tensor's numbers are; 0 for None."""
-    return 0 if tensor is None else tensor.data_ptr()
+def typed(tensor: Tensor | None) -> tuple[int, str]:
+    """Return where a contiguous tensor's numbers are and their dtype; nowhere for None."""
+    return (0, "") if tensor is None else (tensor.data_ptr(), NAMES[tensor.dtype])
+
+
+def dense(parameters: Parameters) -> Parameters:
+    """Return weight, bias (C) and gamma, beta (N, C) as the CPU's kernels take them."""
+    return tuple(None if tensor is None else tensor.contiguous() for tensor in parameters)
 
 
 def as_doubles(parameters: Parameters) -> Parameters:
-    """Return weight, bias (C) and gamma, beta (N, C) as the kernels take them."""
+    """Return the same as the GPU's kernels take them."""
     return tuple(
         None if tensor is None else tensor.detach().to(torch.float64).contiguous()
         for tensor in parameters
@@ -47,11 +55,11 @@ def describe(
     activation: str = "silu",
     eps: float = 1e-5,
 ) -> GroupNormFilm:
-    """Describe one call to the kernels, which keep the addresses of `held`, made by `as_doubles`.
+    """Describe one call to the kernels, which may keep the addresses of `held`.
 
     ``row`` numbers lie between two voxels of x in channels last.
     """
-    weight, bias, gamma, beta = map(address, held)
+    weight, bias, gamma, beta = map(typed, held)
     problem: GroupNormFilm = kernels().GroupNormFilm(
         samples=samples,
         channels=channels,
@@ -71,28 +79,27 @@ def describe(
 
 def forward(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
     """Return y and the groups' mean and rstd; x is dense in one of the two layouts."""
-    x, held = problem.x, as_doubles(problem.parameters())
+    x, held = problem.x, dense(problem.parameters())
     y = torch.empty_like(x, memory_format=layout(x))
-    mean = x.new_empty((x.shape[0], problem.groups), dtype=torch.float64)
+    mean = x.new_empty((x.shape[0], problem.groups), dtype=problem.statistics_dtype())
     rstd = torch.empty_like(mean)
     kernels().group_norm_film_cpu(
         _described(problem, held),
         x.data_ptr(),
         dtype_name(x),
         y.data_ptr(),
-        mean.data_ptr(),
-        rstd.data_ptr(),
+        typed(mean),
+        typed(rstd),
         torch.get_num_threads(),
     )
-    dtype = problem.statistics_dtype()
-    return y, mean.to(dtype), rstd.to(dtype)
+    return y, mean, rstd
 
 
 def backward(grad: Tensor, problem: Problem, mean: Tensor, rstd: Tensor) -> tuple[Tensor, ...]:
     """Return the gradients of x, weight, bias, gamma and beta; grad has the layout of x."""
-    x, held = problem.x, as_doubles(problem.parameters())
+    x, held = problem.x, dense(problem.parameters())
     dx = torch.empty_like(x, memory_format=layout(x))
-    mean, rstd = (t.to(torch.float64).contiguous() for t in (mean, rstd))
+    mean, rstd = mean.contiguous(), rstd.contiguous()
     grads = tuple(mean.new_empty(0) if t is None else torch.empty_like(t) for t in held)
     kernels().group_norm_film_backward_cpu(
         _described(problem, held),
@@ -100,12 +107,12 @@ def backward(grad: Tensor, problem: Problem, mean: Tensor, rstd: Tensor) -> tupl
         dtype_name(grad),
         x.data_ptr(),
         dtype_name(x),
-        mean.data_ptr(),
-        rstd.data_ptr(),
+        typed(mean),
+        typed(rstd),
         dx.data_ptr(),  # also the room for dL/dz
         dx.data_ptr(),
         False,
-        *(0 if t is None else g.data_ptr() for t, g in zip(held, grads, strict=True)),
+        *(typed(None if t is None else g) for t, g in zip(held, grads, strict=True)),
         torch.get_num_threads(),
     )
     return (dx, *grads)

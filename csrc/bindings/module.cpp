@@ -11,6 +11,7 @@
 #include <array>
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
@@ -107,17 +108,63 @@ SplatProblem splat_problem(Address peaks, Address offsets, Address widths, Addre
   return problem;
 }
 
-GroupNormFilm group_norm_film_problem(int64_t samples, int64_t channels, int64_t voxels,
-                                      int64_t groups, bool channels_last, int64_t x_row,
-                                      Address weight, Address bias, Address gamma, Address beta,
-                                      bool silu, double eps) {
-  return {samples, channels, voxels, groups, channels_last, x_row, pointer<const double>(weight),
-          pointer<const double>(bias), pointer<const double>(gamma), pointer<const double>(beta),
-          silu, eps};
+// Numbers of any dtype on the CPU, as the doubles that a kernel takes; float64 is left where it is, and may
+// be a device's.
+using Typed = std::pair<Address, std::string>;
+
+class Doubles {
+ public:
+  Doubles(Typed numbers, int64_t n)
+      : numbers_(std::move(numbers)), copies_(numbers_.first && numbers_.second != "float64"),
+        copy_(copies_ ? static_cast<size_t>(n) : 0) {}
+
+  double* data() { return copies_ ? copy_.data() : pointer<double>(numbers_.first); }
+
+  const double* read() {
+    if (copies_) {
+      with_floats(numbers_.first, numbers_.second, [&](const auto* from) {
+        for (size_t i = 0; i < copy_.size(); ++i) copy_[i] = static_cast<double>(to_float(from[i]));
+      });
+    }
+    return data();
+  }
+
+  void write() const {
+    if (!copies_) return;
+    with_floats(numbers_.first, numbers_.second, [&](auto* to) {
+      using T = std::remove_pointer_t<decltype(to)>;
+      for (size_t i = 0; i < copy_.size(); ++i) store(static_cast<Compute<T>>(copy_[i]), to[i]);
+    });
+  }
+
+ private:
+  Typed numbers_;
+  bool copies_;
+  std::vector<double> copy_;
+};
+
+// A problem that holds its parameters: moved, they stay where they are.
+struct HeldGroupNormFilm : GroupNormFilm {
+  std::vector<Doubles> held;
+};
+
+std::unique_ptr<HeldGroupNormFilm> group_norm_film_problem(
+    int64_t samples, int64_t channels, int64_t voxels, int64_t groups, bool channels_last,
+    int64_t x_row, const Typed& weight, const Typed& bias, const Typed& gamma, const Typed& beta,
+    bool silu, double eps) {
+  auto problem = std::make_unique<HeldGroupNormFilm>();
+  const auto hold = [&](const Typed& numbers, int64_t n) {
+    problem->held.emplace_back(numbers, n);
+    return problem->held.back().read();
+  };
+  static_cast<GroupNormFilm&>(*problem) = {
+      samples, channels, voxels, groups, channels_last, x_row, hold(weight, channels),
+      hold(bias, channels), hold(gamma, samples * channels), hold(beta, samples * channels), silu, eps};
+  return problem;
 }
 
 void bind_group_norm_film(py::module_& module) {
-  py::class_<GroupNormFilm>(module, "GroupNormFilm")
+  py::class_<HeldGroupNormFilm>(module, "GroupNormFilm")
       .def(py::init(&group_norm_film_problem), py::kw_only(), py::arg("samples"),
            py::arg("channels"), py::arg("voxels"), py::arg("groups"), py::arg("channels_last"),
            py::arg("x_row"), py::arg("weight"), py::arg("bias"), py::arg("gamma"), py::arg("beta"),
@@ -125,7 +172,7 @@ void bind_group_norm_film(py::module_& module) {
 
   module.def(
       "channel_statistics_cpu",
-      [](const GroupNormFilm& problem, Address x, const std::string& dtype, Address mean, Address m2,
+      [](const HeldGroupNormFilm& problem, Address x, const std::string& dtype, Address mean, Address m2,
          int threads) {
         with_floats(x, dtype, [&](auto* data) {
           channel_statistics_cpu(problem, data, pointer<double>(mean), pointer<double>(m2), threads);
@@ -136,7 +183,7 @@ void bind_group_norm_film(py::module_& module) {
 
   module.def(
       "group_statistics",
-      [](const GroupNormFilm& problem, Address channel_mean, Address channel_m2, int64_t stride,
+      [](const HeldGroupNormFilm& problem, Address channel_mean, Address channel_m2, int64_t stride,
          Address mean, Address rstd) {
         group_statistics(problem, pointer<const double>(channel_mean),
                          pointer<const double>(channel_m2), stride, pointer<double>(mean),
@@ -147,20 +194,23 @@ void bind_group_norm_film(py::module_& module) {
 
   module.def(
       "group_norm_film_cpu",
-      [](const GroupNormFilm& problem, Address x, const std::string& dtype, Address y, Address mean,
-         Address rstd, int threads) {
+      [](const HeldGroupNormFilm& problem, Address x, const std::string& dtype, Address y,
+         const Typed& mean, const Typed& rstd, int threads) {
+        const int64_t n_groups = problem.samples * problem.groups;
+        Doubles means(mean, n_groups), rstds(rstd, n_groups);
         with_floats(x, dtype, [&](auto* data) {
           using T = std::remove_pointer_t<decltype(data)>;
-          group_norm_film_cpu<T>(problem, data, pointer<T>(y), pointer<double>(mean),
-                                 pointer<double>(rstd), threads);
+          group_norm_film_cpu<T>(problem, data, pointer<T>(y), means.data(), rstds.data(), threads);
         });
+        means.write();
+        rstds.write();
       },
       py::arg("problem"), py::arg("x"), py::arg("dtype"), py::arg("y"), py::arg("mean"),
       py::arg("rstd"), py::arg("threads"), NoGil());
 
   module.def(
       "group_norm_film_apply_cpu",
-      [](const GroupNormFilm& problem, Address x, const std::string& dtype, Address mean,
+      [](const HeldGroupNormFilm& problem, Address x, const std::string& dtype, Address mean,
          Address rstd, Address y, const std::string& y_dtype, int threads) {
         with_floats(x, dtype, [&](auto* data) {
           using T = std::remove_pointer_t<decltype(data)>;
@@ -175,20 +225,24 @@ void bind_group_norm_film(py::module_& module) {
 
   module.def(
       "group_norm_film_backward_cpu",
-      [](const GroupNormFilm& problem, Address dy, const std::string& dy_dtype, Address x,
-         const std::string& dtype, Address mean, Address rstd, Address dz, Address dx,
-         bool accumulate, Address weight, Address bias, Address gamma, Address beta, int threads) {
-        const GroupNormFilmGradients gradients{pointer<double>(weight), pointer<double>(bias),
-                                               pointer<double>(gamma), pointer<double>(beta)};
+      [](const HeldGroupNormFilm& problem, Address dy, const std::string& dy_dtype, Address x,
+         const std::string& dtype, const Typed& mean, const Typed& rstd, Address dz, Address dx,
+         bool accumulate, const Typed& weight, const Typed& bias, const Typed& gamma,
+         const Typed& beta, int threads) {
+        const int64_t n_groups = problem.samples * problem.groups, c = problem.channels;
+        Doubles means(mean, n_groups), rstds(rstd, n_groups);
+        const double *m = means.read(), *r = rstds.read();
+        Doubles of[] = {{weight, c}, {bias, c}, {gamma, problem.samples * c}, {beta, problem.samples * c}};
+        const GroupNormFilmGradients gradients{of[0].data(), of[1].data(), of[2].data(), of[3].data()};
         with_floats(x, dtype, [&](auto* data) {
           using T = std::remove_pointer_t<decltype(data)>;
           with_companion<T>(dy, dtype == dy_dtype, [&](auto* grad) {
             using S = std::remove_pointer_t<decltype(grad)>;
-            group_norm_film_backward_cpu<T, S>(problem, grad, data, pointer<const double>(mean),
-                                               pointer<const double>(rstd), pointer<S>(dz),
+            group_norm_film_backward_cpu<T, S>(problem, grad, data, m, r, pointer<S>(dz),
                                                pointer<T>(dx), accumulate, gradients, threads);
           });
         });
+        for (const Doubles& gradient : of) gradient.write();
       },
       py::arg("problem"), py::arg("dy"), py::arg("dy_dtype"), py::arg("x"), py::arg("dtype"),
       py::arg("mean"), py::arg("rstd"), py::arg("dz"), py::arg("dx"), py::arg("accumulate"),
@@ -294,11 +348,14 @@ void bind_splat_cuda(py::module_& module) {
 
 // Addresses are the device's; `stream` is a cudaStream_t of the current device.
 void bind_group_norm_film_cuda(py::module_& module) {
-  module.def("group_norm_film_room", &group_norm_film_room, py::arg("problem"));
+  module.def(
+      "group_norm_film_room",
+      [](const HeldGroupNormFilm& problem) { return group_norm_film_room(problem); },
+      py::arg("problem"));
 
   module.def(
       "group_norm_film_cuda",
-      [](const GroupNormFilm& problem, Address x, const std::string& dtype, Address y, Address mean,
+      [](const HeldGroupNormFilm& problem, Address x, const std::string& dtype, Address y, Address mean,
          Address rstd, Address room, Address stream) {
         with_floats(x, dtype, [&](auto* data) {
           using T = std::remove_pointer_t<decltype(data)>;
@@ -311,7 +368,7 @@ void bind_group_norm_film_cuda(py::module_& module) {
 
   module.def(
       "group_norm_film_backward_cuda",
-      [](const GroupNormFilm& problem, Address dy, Address x, const std::string& dtype, Address mean,
+      [](const HeldGroupNormFilm& problem, Address dy, Address x, const std::string& dtype, Address mean,
          Address rstd, Address dx, bool accumulate, Address weight, Address bias, Address gamma,
          Address beta, Address room, Address stream) {
         const GroupNormFilmGradients gradients{pointer<double>(weight), pointer<double>(bias),
