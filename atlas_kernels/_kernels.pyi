@@ -61,7 +61,7 @@ class GroupNormFilm:
     ) -> None: ...
 
 def channel_statistics_cpu(
-    problem: GroupNormFilm, x: int, dtype: str, mean: int, m2: int, threads: int
+    problem: GroupNormFilm, x: int, dtype: str, stride: int, mean: int, m2: int, threads: int
 ) -> None: ...
 def group_statistics(
     problem: GroupNormFilm, channel_mean: int, channel_m2: int, stride: int, mean: int, rstd: int

@@ -14,7 +14,7 @@ Letters as in the models, and V voxels, K a layer's input channels, G groups, R 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -39,8 +39,8 @@ class Primitives(Protocol):
     def prepare(self, film: Film) -> Film:
         """Return parameters as `activations` and `backward` want them."""
 
-    def channel_statistics(self, x_NVK: Tensor) -> Tensor:
-        """Return mean and sum of squared deviations, (2, N, K)."""
+    def channel_statistics(self, x_NVK: Tensor, statistics_NK: Tensor) -> None:
+        """Write mean and sum of squared deviations, (2, N, K), perhaps the first of more."""
 
     def activations(
         self,
@@ -50,10 +50,11 @@ class Primitives(Protocol):
         groups: int,
         eps: float,
         a_NVK: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """Write SiLU(FiLM(GroupNorm(x))) to `a`; return mean and 1 / sqrt(variance + eps), (N, G).
+    ) -> Any:
+        """Write SiLU(FiLM(GroupNorm(x))) to `a`; return mean and 1 / sqrt(variance + eps).
 
-        ``statistics_NK`` are the channels', (2, N, K), perhaps the first of more.
+        ``statistics_NK`` are the channels', (2, N, K), perhaps the first of more. What is returned
+        is for `backward` alone.
         """
 
     def backward(
@@ -61,8 +62,7 @@ class Primitives(Protocol):
         da_NVK: Tensor,
         x_NVK: Tensor,
         film: Film,
-        mean_NG: Tensor,
-        rstd_NG: Tensor,
+        of_NG: Any,
         dx_NVK: Tensor,
     ) -> tuple[Tensor, ...]:
         """Add to `dx`, perhaps spoil `da`, return the gradients of weight, bias, gamma and beta."""
@@ -93,13 +93,13 @@ def forward(x: Tensor, block: Block, run: Primitives) -> tuple[Tensor, Tensor]:
     for part in room.parts():
         x_NVC, known = buffer[part].flatten(1, 3), statistics[:, part]
         run.copy(_flat(_last(x[part])), x_NVC[..., :channels])
-        known[..., :channels] = run.channel_statistics(x_NVC[..., :channels])
+        run.channel_statistics(x_NVC[..., :channels], known[..., :channels])
         for step in steps:
             new = slice(step.channels, step.channels + growth)
             new_NVR = x_NVC[..., new]
-            a, *_ = room.activations(x_NVC, known, step.of(part), run)
+            a, _ = room.activations(x_NVC, known, step.of(part), run)
             run.convolution(a, step.weight, step.dilation, new_NVR)
-            known[..., new] = run.channel_statistics(new_NVR)
+            run.channel_statistics(new_NVR, known[..., new])
     return buffer.movedim(-1, 1), statistics
 
 
@@ -119,12 +119,12 @@ def backward(
         gradient_NVC = gradient_NVC.flatten(1, 3)
         for step, grads in reversed(list(zip(steps, found))):
             k, here = step.channels, step.of(part)
-            a, mean_NG, rstd_NG = room.activations(x_NVC, known, here, run)
+            a, of_NG = room.activations(x_NVC, known, here, run)
             dy = room.gradient(part, growth)
             run.copy(gradient_NVC[..., k : k + growth], _flat(dy))
             da, dw = run.convolution_backward(dy, a, step.weight, step.dilation)
             x_NVK, dx_NVK = x_NVC[..., :k], gradient_NVC[..., :k]
-            rest = run.backward(_flat(da), x_NVK, here.film, mean_NG, rstd_NG, dx_NVK)
+            rest = run.backward(_flat(da), x_NVK, here.film, of_NG, dx_NVK)
             grads.append((dw, *rest))
         run.copy(gradient_NVC[..., :channels], dx[part].flatten(1, 3))
     joined = [_joined(grads, layer) for grads, layer in zip(found, block.layers())]
@@ -183,14 +183,14 @@ class _Room:
 
     def activations(
         self, x_NVC: Tensor, statistics: Tensor, step: _Step, run: Primitives
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Any]:
         """Return a layer's, (n, K, X, Y, Z) in channels last, and its groups' statistics."""
         k, (n, voxels, _) = step.channels, x_NVC.shape
         a_NVK = self.memory[: n * voxels * k].view(n, voxels, k)
-        mean_NG, rstd_NG = run.activations(
+        of_NG = run.activations(
             x_NVC[..., :k], step.film, statistics[..., :k], step.groups, step.eps, a_NVK
         )
-        return a_NVK.view(n, *self.sizes, k).movedim(-1, 1), mean_NG, rstd_NG
+        return a_NVK.view(n, *self.sizes, k).movedim(-1, 1), of_NG
 
     def gradient(self, part: slice, channels: int) -> Tensor:
         """Return room for the gradient of what a layer appended, laid out alike."""

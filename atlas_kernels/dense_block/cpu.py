@@ -37,34 +37,28 @@ def prepare(film: Film) -> Film:
     return dense(film)
 
 
-def channel_statistics(x_NVK: Tensor) -> Tensor:
-    """Return mean and sum of squared deviations, (2, N, K)."""
+def channel_statistics(x_NVK: Tensor, statistics_NK: Tensor) -> None:
+    """Write mean and sum of squared deviations, (2, N, K)."""
     n, voxels, k = x_NVK.shape
-    statistics = torch.empty((2, n, k), dtype=torch.float64)
-    mean, m2 = statistics.unbind()
-    problem = describe(NO_FILM, n, k, voxels, 1, channels_last=True, row=x_NVK.stride(1))
     kernels().channel_statistics_cpu(
-        problem,
+        describe(NO_FILM, n, k, voxels, 1, channels_last=True, row=x_NVK.stride(1)),
         x_NVK.data_ptr(),
         dtype_name(x_NVK),
-        mean.data_ptr(),
-        m2.data_ptr(),
+        *_channels(statistics_NK),
         torch.get_num_threads(),
     )
-    return statistics
 
 
 def activations(
     x_NVK: Tensor, film: Film, statistics_NK: Tensor, groups: int, eps: float, a_NVK: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Write SiLU(FiLM(GroupNorm(x))) to `a`, return the groups' mean and rstd, (N, G)."""
+) -> Tensor:
+    """Write SiLU(FiLM(GroupNorm(x))) to `a`, return the groups' mean and rstd, (2, N, G)."""
     n, voxels, k = x_NVK.shape
-    mean_NG, rstd_NG = torch.empty((2, n, groups), dtype=torch.float64).unbind()
-    mean, rstd, all_channels = mean_NG.data_ptr(), rstd_NG.data_ptr(), statistics_NK.stride(1)
+    of_NG = torch.empty((2, n, groups), dtype=torch.float64)
+    mean, rstd = of_NG.data_ptr(), of_NG.data_ptr() + n * groups * of_NG.element_size()
     problem = describe(film, n, k, voxels, groups, channels_last=True, row=x_NVK.stride(1), eps=eps)
-    of_mean = statistics_NK.data_ptr()
-    of_m2 = of_mean + statistics_NK.stride(0) * statistics_NK.element_size()
-    kernels().group_statistics(problem, of_mean, of_m2, all_channels, mean, rstd)
+    stride, channel_mean, channel_m2 = _channels(statistics_NK)
+    kernels().group_statistics(problem, channel_mean, channel_m2, stride, mean, rstd)
     kernels().group_norm_film_apply_cpu(
         problem,
         x_NVK.data_ptr(),
@@ -75,26 +69,33 @@ def activations(
         dtype_name(a_NVK),
         torch.get_num_threads(),
     )
-    return mean_NG, rstd_NG
+    return of_NG
+
+
+def _channels(statistics_NK: Tensor) -> tuple[int, int, int]:
+    """Return what lies between two samples, and where mean and squared deviations are."""
+    step, stride, _ = statistics_NK.stride()
+    first = statistics_NK.data_ptr()
+    return stride, first, first + step * statistics_NK.element_size()
 
 
 def backward(
-    da_NVK: Tensor, x_NVK: Tensor, film: Film, mean_NG: Tensor, rstd_NG: Tensor, dx_NVK: Tensor
+    da_NVK: Tensor, x_NVK: Tensor, film: Film, of_NG: Tensor, dx_NVK: Tensor
 ) -> tuple[Tensor, ...]:
     """Add to `dx`, spoil `da`, return the gradients of weight, bias, gamma and beta."""
     n, voxels, k = x_NVK.shape
-    groups, row = mean_NG.shape[1], x_NVK.stride(1)
-    problem = describe(film, n, k, voxels, groups, channels_last=True, row=row)
+    groups, row = of_NG.shape[2], x_NVK.stride(1)
+    mean, double = of_NG.data_ptr(), dtype_name(of_NG)
     # Not yet rounded: those of other samples may be added.
     grads = tuple(None if t is None else torch.empty_like(t, dtype=torch.float64) for t in film)
     kernels().group_norm_film_backward_cpu(
-        problem,
+        describe(film, n, k, voxels, groups, channels_last=True, row=row),
         da_NVK.data_ptr(),
         dtype_name(da_NVK),
         x_NVK.data_ptr(),
         dtype_name(x_NVK),
-        typed(mean_NG),
-        typed(rstd_NG),
+        (mean, double),
+        (mean + n * groups * of_NG.element_size(), double),
         da_NVK.data_ptr(),
         dx_NVK.data_ptr(),
         True,

@@ -17,9 +17,9 @@ def scratch_dtype(dtype: torch.dtype) -> torch.dtype:
     return dtype
 
 
-def channel_statistics(x_NVK: Tensor) -> Tensor:
-    """Return mean and sum of squared deviations, (2, N, K)."""
-    return torch.stack(triton_launch.channel_statistics(x_NVK))
+def channel_statistics(x_NVK: Tensor, statistics_NK: Tensor) -> None:
+    """Write mean and sum of squared deviations, (2, N, K)."""
+    torch.stack(triton_launch.channel_statistics(x_NVK), out=statistics_NK)
 
 
 def prepare(film: Film) -> Film:
@@ -30,7 +30,7 @@ def prepare(film: Film) -> Film:
 def activations(
     x_NVK: Tensor, film: Film, statistics_NK: Tensor, groups: int, eps: float, a_NVK: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Write SiLU(FiLM(GroupNorm(x))) to `a`, return the groups' mean and rstd, (N, G)."""
+    """Write SiLU(FiLM(GroupNorm(x))) to `a`, return the groups' mean and rstd, (N, G) each."""
     mean_NK, m2_NK = statistics_NK.unbind()
     voxels = x_NVK.shape[1]
     mean_NG, rstd_NG = triton_launch.group_statistics(mean_NK, m2_NK, voxels, groups, eps)
@@ -39,10 +39,10 @@ def activations(
 
 
 def backward(
-    da_NVK: Tensor, x_NVK: Tensor, film: Film, mean_NG: Tensor, rstd_NG: Tensor, dx_NVK: Tensor
+    da_NVK: Tensor, x_NVK: Tensor, film: Film, of_NG: tuple[Tensor, Tensor], dx_NVK: Tensor
 ) -> tuple[Tensor, ...]:
     """Add to `dx`, return the gradients of weight, bias, gamma and beta."""
-    of = (da_NVK, x_NVK, film, mean_NG, rstd_NG, dx_NVK)
+    of = (da_NVK, x_NVK, film, *of_NG, dx_NVK)
     grads = triton_launch.backward(*of, "silu", accumulate=True)
     return tuple(grad for grad in grads if grad is not None)
 

@@ -153,6 +153,7 @@ std::unique_ptr<HeldGroupNormFilm> group_norm_film_problem(
     int64_t x_row, const Typed& weight, const Typed& bias, const Typed& gamma, const Typed& beta,
     bool silu, double eps) {
   auto problem = std::make_unique<HeldGroupNormFilm>();
+  problem->held.reserve(4);
   const auto hold = [&](const Typed& numbers, int64_t n) {
     problem->held.emplace_back(numbers, n);
     return problem->held.back().read();
@@ -172,14 +173,14 @@ void bind_group_norm_film(py::module_& module) {
 
   module.def(
       "channel_statistics_cpu",
-      [](const HeldGroupNormFilm& problem, Address x, const std::string& dtype, Address mean, Address m2,
-         int threads) {
+      [](const HeldGroupNormFilm& problem, Address x, const std::string& dtype, int64_t stride,
+         Address mean, Address m2, int threads) {
         with_floats(x, dtype, [&](auto* data) {
-          channel_statistics_cpu(problem, data, pointer<double>(mean), pointer<double>(m2), threads);
+          channel_statistics_cpu(problem, data, stride, pointer<double>(mean), pointer<double>(m2), threads);
         });
       },
-      py::arg("problem"), py::arg("x"), py::arg("dtype"), py::arg("mean"), py::arg("m2"),
-      py::arg("threads"), NoGil());
+      py::arg("problem"), py::arg("x"), py::arg("dtype"), py::arg("stride"), py::arg("mean"),
+      py::arg("m2"), py::arg("threads"), NoGil());
 
   module.def(
       "group_statistics",

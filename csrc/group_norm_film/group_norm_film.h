@@ -48,11 +48,12 @@ struct GroupNormFilmGradients {
 // in float of at most a few thousand elements whose order is fixed: the bits do not depend on
 // `threads`.
 
-// Writes each channel's mean and sum of squared deviations, (N, C) each: what a group's statistics
-// are made of, whatever channels it takes in. The groups of `problem` are not looked at.
+// Writes each channel's mean and sum of squared deviations, (N, C) each, `stride` apart from sample to sample:
+// what a group's statistics are made of, whatever channels it takes in. The groups of `problem` are not
+// looked at.
 template <typename T>
-void channel_statistics_cpu(const GroupNormFilm& problem, const T* x, double* mean, double* m2,
-                            int threads);
+void channel_statistics_cpu(const GroupNormFilm& problem, const T* x, int64_t stride, double* mean,
+                            double* m2, int threads);
 
 // Statistics of the channels, `stride` apart from sample to sample, -> mean and rstd of the groups,
 // (N, G) each.

@@ -262,12 +262,12 @@ void for_each_round(GroupNormFilm whole, const Body& body) {
 }  // namespace
 
 template <typename T>
-void channel_statistics_cpu(const GroupNormFilm& problem, const T* x, double* mean, double* m2,
-                            int threads) {
+void channel_statistics_cpu(const GroupNormFilm& problem, const T* x, int64_t stride, double* mean,
+                            double* m2, int threads) {
   check(problem, threads);
   GroupNormFilm whole = problem;
   if (!whole.channels_last) whole.x_row = 1;
-  statistics(whole, x, mean, m2, threads);
+  statistics(whole, x, stride, mean, m2, threads);
 }
 
 void group_statistics(const GroupNormFilm& problem, const double* channel_mean,
@@ -308,7 +308,7 @@ void group_norm_film_cpu(const GroupNormFilm& problem, const T* x, T* y, double*
     std::vector<double> channel_mean(channels), channel_m2(channels);
     const T* in = x + round.x;
     double *m = mean + round.mean, *r = rstd + round.mean;
-    statistics(part, in, channel_mean.data(), channel_m2.data(), threads);
+    statistics(part, in, part.channels, channel_mean.data(), channel_m2.data(), threads);
     group_statistics(part, channel_mean.data(), channel_m2.data(), part.channels, m, r);
     apply(part, in, m, r, y + round.y, threads);
   });
@@ -346,7 +346,8 @@ void group_norm_film_backward_cpu(const GroupNormFilm& problem, const S* dy, con
                                              const double*, const double*, S*, T*, bool,        \
                                              const GroupNormFilmGradients&, int);
 #define ATLAS_INSTANTIATE(T)                                                                    \
-  template void channel_statistics_cpu(const GroupNormFilm&, const T*, double*, double*, int);  \
+  template void channel_statistics_cpu(const GroupNormFilm&, const T*, int64_t, double*,        \
+                                       double*, int);                                           \
   template void group_norm_film_cpu(const GroupNormFilm&, const T*, T*, double*, double*, int); \
   ATLAS_INSTANTIATE_BOTH(T, T)
 ATLAS_INSTANTIATE(float)

@@ -60,9 +60,10 @@ void chunk_statistics(const Walk& walk, const Rows<const T>& x, const Chunk& chu
   }
 }
 
-// Of all samples' channels, (N, C) each.
+// Of all samples' channels, (N, C) each, `stride` apart from sample to sample.
 template <typename T>
-void statistics(const GroupNormFilm& problem, const T* x, double* mean, double* m2, int threads) {
+void statistics(const GroupNormFilm& problem, const T* x, int64_t stride, double* mean, double* m2,
+                int threads) {
   const Walk walk(problem);
   std::vector<double> partial(static_cast<size_t>(walk.items() * 2 * walk.inner));
   for_each_chunk(walk, threads, [&](int64_t item, const Chunk& chunk) {
@@ -70,16 +71,18 @@ void statistics(const GroupNormFilm& problem, const T* x, double* mean, double* 
     chunk_statistics<T>(walk, in, chunk, partial.data() + 2 * item * walk.inner,
                         partial.data() + (2 * item + 1) * walk.inner);
   });
-  std::fill_n(mean, problem.samples * problem.channels, 0.0);
-  std::fill_n(m2, problem.samples * problem.channels, 0.0);
+  for (int64_t n = 0; n < problem.samples; ++n) {
+    std::fill_n(mean + n * stride, problem.channels, 0.0);
+    std::fill_n(m2 + n * stride, problem.channels, 0.0);
+  }
   for (int64_t item = 0; item < walk.items(); ++item) {
     const int64_t channel = item / walk.chunks * walk.inner;
+    const int64_t to = channel / problem.channels * stride + channel % problem.channels;
     const int64_t seen = item % walk.chunks * walk.chunk_voxels;
     const auto extra = static_cast<double>(std::min(walk.chunk_voxels, walk.voxels - seen));
     const double* part = partial.data() + 2 * item * walk.inner;
     for (int64_t c = 0; c < walk.inner; ++c) {
-      merge(static_cast<double>(seen), mean[channel + c], m2[channel + c], extra, part[c],
-            part[walk.inner + c]);
+      merge(static_cast<double>(seen), mean[to + c], m2[to + c], extra, part[c], part[walk.inner + c]);
     }
   }
 }
