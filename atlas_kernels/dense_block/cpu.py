@@ -130,19 +130,18 @@ def convolution_backward(
 
     The first is a convolution of `dy` with the weight mirrored.
     """
-    doubles = a.dtype == torch.float64
     if _ours(a.dtype, a.shape[2:], *weight.shape[:2], dilation):
         da = torch.empty_like(a)
         _convolution(dy, weight, dilation, da.movedim(1, -1).flatten(1, 3), mirrored=True)
-    elif a.shape[0] == 1 and not doubles:
-        da = _vendor_convolution(dy, weight.flip(2, 3, 4).transpose(0, 1), dilation)
     else:
-        d = [dilation] * 3
-        da, dw, _ = torch.ops.aten.convolution_backward(
-            dy, a, weight, None, [1] * 3, d, d, False, [0] * 3, 1, [True, doubles, False]
-        )
-        da = da.contiguous(memory_format=torch.channels_last_3d)
-    return da, dw if doubles else _weight_gradient(dy, a, dilation)
+        da = _vendor_convolution(dy, weight.flip(2, 3, 4).transpose(0, 1), dilation)
+    if a.dtype != torch.float64:
+        return da, _weight_gradient(dy, a, dilation)
+    d = [dilation] * 3
+    _, dw, _ = torch.ops.aten.convolution_backward(
+        dy, a, weight, None, [1] * 3, d, d, False, [0] * 3, 1, [False, True, False]
+    )
+    return da, dw
 
 
 @functools.cache
