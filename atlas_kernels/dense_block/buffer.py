@@ -118,18 +118,28 @@ def backward(
         gradient_NVC = grad[part].movedim(1, -1).clone(memory_format=torch.contiguous_format)
         gradient_NVC = gradient_NVC.flatten(1, 3)
         for step, grads in reversed(list(zip(steps, found))):
-            k, here = step.channels, step.of(part)
-            a, of_NG = room.activations(x_NVC, known, here, run)
-            dy = room.gradient(part, growth)
-            run.copy(gradient_NVC[..., k : k + growth], _flat(dy))
-            da, dw = run.convolution_backward(dy, a, step.weight, step.dilation)
-            x_NVK, dx_NVK = x_NVC[..., :k], gradient_NVC[..., :k]
-            rest = run.backward(_flat(da), x_NVK, here.film, of_NG, dx_NVK)
-            grads.append((dw, *rest))
+            grads.append(_step_backward(x_NVC, known, gradient_NVC, step.of(part), room, run))
         run.copy(gradient_NVC[..., :channels], dx[part].flatten(1, 3))
+        del gradient_NVC  # before the next one is made
     joined = [_joined(grads, layer) for grads, layer in zip(found, block.layers())]
     lists = [list(grads) for grads in zip(*joined)] if joined else [[] for _ in range(5)]
     return dx.movedim(-1, 1), lists if block.gammas else [*lists[:3], [], []]
+
+
+def _step_backward(
+    x_NVC: Tensor, known: Tensor, gradient_NVC: Tensor, step: _Step, room: _Room, run: Primitives
+) -> tuple[Tensor, ...]:
+    """Add a layer's gradient to that of its input; return those of its parameters.
+
+    A function of its own, so that its scratch is gone before the next layer's is made.
+    """
+    k, growth = step.channels, len(step.weight)
+    a, of_NG = room.activations(x_NVC, known, step, run)
+    dy = room.gradient(len(x_NVC), growth)
+    run.copy(gradient_NVC[..., k : k + growth], _flat(dy))
+    da, dw = run.convolution_backward(dy, a, step.weight, step.dilation)
+    x_NVK, dx_NVK = x_NVC[..., :k], gradient_NVC[..., :k]
+    return dw, *run.backward(_flat(da), x_NVK, step.film, of_NG, dx_NVK)
 
 
 class _Step(NamedTuple):
@@ -192,10 +202,9 @@ class _Room:
         )
         return a_NVK.view(n, *self.sizes, k).movedim(-1, 1), of_NG
 
-    def gradient(self, part: slice, channels: int) -> Tensor:
+    def gradient(self, samples: int, channels: int) -> Tensor:
         """Return room for the gradient of what a layer appended, laid out alike."""
-        shape = (part.stop - part.start, *self.sizes, channels)
-        return self.memory.new_empty(shape).movedim(-1, 1)
+        return self.memory.new_empty((samples, *self.sizes, channels)).movedim(-1, 1)
 
 
 def _joined(grads: Sequence[tuple[Tensor, ...]], layer: Layer) -> tuple[Tensor, ...]:
