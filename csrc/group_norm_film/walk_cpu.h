@@ -2,7 +2,7 @@
 // Private to group_norm_film_cpu.cpp, the only file that includes it.
 //
 // One walk serves both layouts: memory is `outer` stretches of `voxels` voxels of `inner` channels:
-// channels_last (N, V, C), channels_first (N C, V, 1). Voxels are taken together into rows of about
+// channels_last (N, V, C), channels_first (N C, V, 1). Voxels are taken together into rows of at least
 // kLanes numbers, and whatever belongs to a channel (mean, scale, ...) is laid out beside as columns
 // of one row, so that every inner loop runs over two or more plain arrays of the same length.
 //
