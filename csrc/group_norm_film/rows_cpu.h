@@ -200,79 +200,76 @@ ATLAS_INLINE void each(std::integer_sequence<int64_t, row...>, int64_t lanes, co
   (body(row * lanes), ...);
 }
 
-// Calls loop(paired, rows, first number, first column, end) for some rows at a time, which share what is
-// read of the columns. More than 512 bytes at a time, and the processor no longer sees a stream of memory.
-template <typename A, typename B, typename Loop>
-ATLAS_INLINE void over_rows(int64_t rows, int64_t lanes, const Loop& loop) {
-  constexpr int64_t together = 8 / sizeof(A) > 1 ? 8 / sizeof(A) : 1;
-  const auto some = [&](auto count, int64_t row) ATLAS_INLINED {
-    in_pairs<kPaired<A, B>>(lanes, [&](auto pair, int64_t first, int64_t end) ATLAS_INLINED {
-      loop(pair, count, row * lanes, first, end);
-    });
-  };
+// Calls column(paired, rows, first number, i) for each column, or pair of them, of some rows at a time, which
+// share what is read of it. Where they are more than a few hundred bytes, the processor no longer sees a stream
+// of memory, and one row at a time is faster; pairs, which have more to share, bear a few more.
+template <typename A, typename B, typename Column>
+ATLAS_INLINE void over_rows(int64_t rows, int64_t lanes, const Column& column) {
+  constexpr bool pairs = kPaired<A, B>;
+  constexpr int64_t together = pairs ? 4 : 2, most = pairs ? 1280 : 512;  // bytes
   int64_t row = 0;
-  for (; row + together <= rows; row += together) {
-    some(std::make_integer_sequence<int64_t, together>(), row);
+  if (lanes * together * static_cast<int64_t>(sizeof(A)) <= most) {
+    for (; row + together <= rows; row += together) {
+      in_pairs<pairs>(lanes, [&](auto pair, int64_t first, int64_t end) ATLAS_INLINED {
+        ATLAS_INDEPENDENT
+        for (int64_t i = first; i < end; ++i) {
+          column(pair, std::make_integer_sequence<int64_t, together>(), row * lanes, i);
+        }
+      });
+    }
   }
-  for (; row < rows; ++row) some(std::make_integer_sequence<int64_t, 1>(), row);
+  for (; row < rows; ++row) {
+    ATLAS_INDEPENDENT
+    for (int64_t i = 0; i < lanes; ++i) {
+      column(std::false_type(), std::make_integer_sequence<int64_t, 1>(), row * lanes, i);
+    }
+  }
 }
 
 template <bool silu, typename A, typename B>
 ATLAS_INLINE void film_columns(const A* x, const Columns<Compute<A>>& columns, B* y, int64_t rows,
                                int64_t lanes) {
   const At<Compute<A>> at(columns);
-  const auto loop = [&](auto pair, auto some, int64_t from, int64_t first, int64_t end) ATLAS_INLINED {
+  over_rows<A, B>(rows, lanes, [&](auto pair, auto some, int64_t from, int64_t i) ATLAS_INLINED {
     constexpr bool p = pair();
-    ATLAS_INDEPENDENT
-    for (int64_t i = first; i < end; ++i) {
-      const auto of = at.template film<p>(i);
-      each(some, lanes, [&](int64_t row) ATLAS_INLINED {
-        put<p>(film_of<silu, B>(take<p>(x + from + row, i), of), y + from + row, i);
-      });
-    }
-  };
-  over_rows<A, B>(rows, lanes, loop);
+    const auto of = at.template film<p>(i);
+    each(some, lanes, [&](int64_t row) ATLAS_INLINED {
+      put<p>(film_of<silu, B>(take<p>(x + from + row, i), of), y + from + row, i);
+    });
+  });
 }
 
 template <bool silu, typename A, typename B>
 ATLAS_INLINE void sums_columns(const A* x, const B* dy, const Columns<Compute<A>>& columns, B* dz,
                                Compute<A>* one, Compute<A>* two, int64_t rows, int64_t lanes) {
   const At<Compute<A>> at(columns);
-  const auto loop = [&](auto pair, auto some, int64_t from, int64_t first, int64_t end) ATLAS_INLINED {
+  over_rows<A, B>(rows, lanes, [&](auto pair, auto some, int64_t from, int64_t i) ATLAS_INLINED {
     constexpr bool p = pair();
-    ATLAS_INDEPENDENT
-    for (int64_t i = first; i < end; ++i) {
-      const auto of = at.template film<p>(i);
-      Value<p, Compute<A>> sum{}, product{};
-      each(some, lanes, [&](int64_t row) ATLAS_INLINED {
-        const auto d = take<p>(x + from + row, i) - of.mean;
-        const auto pulled = pull_back<silu, B>(take<p>(dy + from + row, i), d, of);
-        put<p>(pulled, dz + from + row, i);
-        sum = sum + pulled;
-        product = product + pulled * d;
-      });
-      add_to_column<p>(sum, one, i);
-      add_to_column<p>(product, two, i);
-    }
-  };
-  over_rows<A, B>(rows, lanes, loop);
+    const auto of = at.template film<p>(i);
+    Value<p, Compute<A>> sum{}, product{};
+    each(some, lanes, [&](int64_t row) ATLAS_INLINED {
+      const auto d = take<p>(x + from + row, i) - of.mean;
+      const auto pulled = pull_back<silu, B>(take<p>(dy + from + row, i), d, of);
+      put<p>(pulled, dz + from + row, i);
+      sum = sum + pulled;
+      product = product + pulled * d;
+    });
+    add_to_column<p>(sum, one, i);
+    add_to_column<p>(product, two, i);
+  });
 }
 
 template <typename A, typename B>
 ATLAS_INLINE void gradient_columns(const A* x, const B* dz, const Columns<Compute<A>>& columns, A* dx,
                                    int64_t rows, int64_t lanes) {
   const At<Compute<A>> at(columns);
-  const auto loop = [&](auto pair, auto some, int64_t from, int64_t first, int64_t end) ATLAS_INLINED {
+  over_rows<A, B>(rows, lanes, [&](auto pair, auto some, int64_t from, int64_t i) ATLAS_INLINED {
     constexpr bool p = pair();
-    ATLAS_INDEPENDENT
-    for (int64_t i = first; i < end; ++i) {
-      const auto of = at.template gradient<p>(i);
-      each(some, lanes, [&](int64_t row) ATLAS_INLINED {
-        put<p>(gradient_of(take<p>(x + from + row, i), take<p>(dz + from + row, i), of), dx + from + row, i);
-      });
-    }
-  };
-  over_rows<A, B>(rows, lanes, loop);
+    const auto of = at.template gradient<p>(i);
+    each(some, lanes, [&](int64_t row) ATLAS_INLINED {
+      put<p>(gradient_of(take<p>(x + from + row, i), take<p>(dz + from + row, i), of), dx + from + row, i);
+    });
+  });
 }
 
 // Sums of the columns of a tile.

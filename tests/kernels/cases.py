@@ -265,6 +265,7 @@ LAYER_CASES = [
     LayerCase("rounds_in_a_sample", (2, 3, 71, 67, 73), 3),  # more groups than are taken at a time
     LayerCase("odd_row", (2, 65, 5, 7, 3), 5),
     LayerCase("long_row", (1, 80, 5, 3, 7), 10),
+    LayerCase("very_long_row", (1, 176, 5, 3, 3), 11),
     LayerCase("nothing_given", given=()),
     *(LayerCase(f"only_{name}", given=(name,)) for name in PARAMETERS),
     *(
