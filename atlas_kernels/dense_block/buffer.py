@@ -64,8 +64,12 @@ class Primitives(Protocol):
         film: Film,
         of_NG: Any,
         dx_NVK: Tensor,
+        whole: bool,
     ) -> tuple[Tensor, ...]:
-        """Add to `dx`, perhaps spoil `da`, return the gradients of weight, bias, gamma and beta."""
+        """Add to `dx`, perhaps spoil `da`, return the gradients of weight, bias, gamma and beta.
+
+        ``whole``: of all samples, so that they may be rounded to the parameters' dtypes.
+        """
 
     def copy(self, source_NVK: Tensor, target_NVK: Tensor) -> None:
         """Copy, casting; both may be channels of a buffer."""
@@ -88,18 +92,20 @@ def forward(x: Tensor, block: Block, run: Primitives) -> tuple[Tensor, Tensor]:
     shape = (n, *x.shape[2:], block.out_channels(channels))
     buffer = torch.empty(shape, dtype=x.dtype, device=x.device)
     statistics = torch.empty((2, n, shape[-1]), dtype=statistics_dtype(x), device=x.device)
-    room = _Room(buffer, block, run)
-    steps = _steps(block, room.dtype, run)
+    layers = list(block.layers())
+    room = _Room(buffer, layers, run)
+    steps = _steps(layers, block, room.dtype, run)
     for part in room.parts():
         x_NVC, known = buffer[part].flatten(1, 3), statistics[:, part]
-        run.copy(_flat(_last(x[part])), x_NVC[..., :channels])
-        run.channel_statistics(x_NVC[..., :channels], known[..., :channels])
+        given_NVC = x_NVC.narrow(2, 0, channels)
+        run.copy(_flat(_last(x[part])), given_NVC)
+        run.channel_statistics(given_NVC, known.narrow(2, 0, channels))
         for step in steps:
-            new = slice(step.channels, step.channels + growth)
-            new_NVR = x_NVC[..., new]
-            a, _ = room.activations(x_NVC, known, step.of(part), run)
+            new_NVR = x_NVC.narrow(2, step.channels, growth)
+            x_NVK = x_NVC.narrow(2, 0, step.channels)
+            a, _ = room.activations(x_NVK, known, step.of(part), run)
             run.convolution(a, step.weight, step.dilation, new_NVR)
-            run.channel_statistics(new_NVR, known[..., new])
+            run.channel_statistics(new_NVR, known.narrow(2, step.channels, growth))
     return buffer.movedim(-1, 1), statistics
 
 
@@ -110,8 +116,9 @@ def backward(
     buffer, growth = out.movedim(1, -1), block.growth()
     channels = out.shape[1] - len(block.dilations) * growth
     dx = torch.empty((*buffer.shape[:4], channels), dtype=out.dtype, device=out.device)
-    room = _Room(buffer, block, run)
-    steps = _steps(block, room.dtype, run)
+    layers = list(block.layers())
+    room = _Room(buffer, layers, run)
+    steps = _steps(layers, block, room.dtype, run)
     found: list[list[tuple[Tensor, ...]]] = [[] for _ in steps]
     for part in room.parts():
         x_NVC, known = buffer[part].flatten(1, 3), statistics[:, part]
@@ -119,9 +126,9 @@ def backward(
         gradient_NVC = gradient_NVC.flatten(1, 3)
         for step, grads in reversed(list(zip(steps, found))):
             grads.append(_step_backward(x_NVC, known, gradient_NVC, step.of(part), room, run))
-        run.copy(gradient_NVC[..., :channels], dx[part].flatten(1, 3))
+        run.copy(gradient_NVC.narrow(2, 0, channels), dx[part].flatten(1, 3))
         del gradient_NVC  # before the next one is made
-    joined = [_joined(grads, layer) for grads, layer in zip(found, block.layers())]
+    joined = [_joined(grads, layer) for grads, layer in zip(found, layers)]
     lists = [list(grads) for grads in zip(*joined)] if joined else [[] for _ in range(5)]
     return dx.movedim(-1, 1), lists if block.gammas else [*lists[:3], [], []]
 
@@ -133,13 +140,13 @@ def _step_backward(
 
     A function of its own, so that its scratch is gone before the next layer's is made.
     """
-    k, growth = step.channels, len(step.weight)
-    a, of_NG = room.activations(x_NVC, known, step, run)
-    dy = room.gradient(len(x_NVC), growth)
-    run.copy(gradient_NVC[..., k : k + growth], _flat(dy))
-    da, dw = run.convolution_backward(dy, a, step.weight, step.dilation)
-    x_NVK, dx_NVK = x_NVC[..., :k], gradient_NVC[..., :k]
-    return dw, *run.backward(_flat(da), x_NVK, step.film, of_NG, dx_NVK)
+    k, growth, n = step.channels, step.weight.shape[0], x_NVC.shape[0]
+    x_NVK, dx_NVK = x_NVC.narrow(2, 0, k), gradient_NVC.narrow(2, 0, k)
+    a, of_NG = room.activations(x_NVK, known, step, run)
+    dy_NVR = room.memory.new_empty((n, x_NVC.shape[1], growth))
+    run.copy(gradient_NVC.narrow(2, k, growth), dy_NVR)
+    da, dw = run.convolution_backward(room.volumes(dy_NVR), a, step.weight, step.dilation)
+    return dw, *run.backward(_flat(da), x_NVK, step.film, of_NG, dx_NVK, n == room.samples)
 
 
 class _Step(NamedTuple):
@@ -155,13 +162,15 @@ class _Step(NamedTuple):
     def of(self, part: slice) -> _Step:
         """Return it for some samples: gamma and beta are theirs."""
         weight, bias, gamma, beta = self.film
-        if gamma is None or len(gamma) == part.stop - part.start:
+        if gamma is None or gamma.shape[0] == part.stop - part.start:
             return self
         theirs = (None if t is None else t[part] for t in (gamma, beta))
         return self._replace(film=(weight, bias, *theirs))
 
 
-def _steps(block: Block, dtype: torch.dtype, run: Primitives) -> list[_Step]:
+def _steps(
+    layers: Sequence[Layer], block: Block, dtype: torch.dtype, run: Primitives
+) -> list[_Step]:
     return [
         _Step(
             layer.channels,
@@ -171,18 +180,18 @@ def _steps(block: Block, dtype: torch.dtype, run: Primitives) -> list[_Step]:
             run.prepare_weight(layer.conv_weight.to(dtype)),
             run.prepare((layer.norm_weight, layer.norm_bias, layer.gamma, layer.beta)),
         )
-        for layer in block.layers()
+        for layer in layers
     ]
 
 
 class _Room:
     """Scratch for the activations of a few samples, used again by every layer."""
 
-    def __init__(self, buffer: Tensor, block: Block, run: Primitives) -> None:
+    def __init__(self, buffer: Tensor, layers: Sequence[Layer], run: Primitives) -> None:
         self.samples, self.sizes = buffer.shape[0], buffer.shape[1:4]
         self.dtype = run.scratch_dtype(buffer.dtype)
         self.at_once = max(1, run.VOXELS_AT_ONCE // max(1, self.sizes.numel()))
-        widest = max((layer.channels for layer in block.layers()), default=0)
+        widest = max((layer.channels for layer in layers), default=0)
         numbers = min(self.at_once, self.samples) * self.sizes.numel() * widest
         self.memory = torch.empty(numbers, dtype=self.dtype, device=buffer.device)
 
@@ -192,19 +201,19 @@ class _Room:
             yield slice(first, min(first + self.at_once, self.samples))
 
     def activations(
-        self, x_NVC: Tensor, statistics: Tensor, step: _Step, run: Primitives
+        self, x_NVK: Tensor, statistics: Tensor, step: _Step, run: Primitives
     ) -> tuple[Tensor, Any]:
-        """Return a layer's, (n, K, X, Y, Z) in channels last, and its groups' statistics."""
-        k, (n, voxels, _) = step.channels, x_NVC.shape
-        a_NVK = self.memory[: n * voxels * k].view(n, voxels, k)
-        of_NG = run.activations(
-            x_NVC[..., :k], step.film, statistics[..., :k], step.groups, step.eps, a_NVK
-        )
-        return a_NVK.view(n, *self.sizes, k).movedim(-1, 1), of_NG
+        """Return a layer's, (n, K, X, Y, Z) in channels last, and what belongs to its groups."""
+        n, voxels, k = x_NVK.shape
+        a_NVK = self.memory.as_strided((n, voxels, k), (voxels * k, k, 1))
+        known_NK = statistics.narrow(2, 0, k)
+        of_NG = run.activations(x_NVK, step.film, known_NK, step.groups, step.eps, a_NVK)
+        return self.volumes(a_NVK), of_NG
 
-    def gradient(self, samples: int, channels: int) -> Tensor:
-        """Return room for the gradient of what a layer appended, laid out alike."""
-        return self.memory.new_empty((samples, *self.sizes, channels)).movedim(-1, 1)
+    def volumes(self, a_NVK: Tensor) -> Tensor:
+        """View dense (n, V, K) as (n, K, X, Y, Z) in channels last."""
+        n, _, k = a_NVK.shape
+        return a_NVK.view(n, *self.sizes, k).movedim(-1, 1)
 
 
 def _joined(grads: Sequence[tuple[Tensor, ...]], layer: Layer) -> tuple[Tensor, ...]:

@@ -8,6 +8,7 @@ takes 1.2 to 24 times as long where there are dilations, and as long or longer w
 from __future__ import annotations
 
 import functools
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,6 +17,9 @@ from atlas_kernels._extension import kernels
 from atlas_kernels.group_norm_film.native import dense, describe, dtype_name, typed
 
 from .buffer import Film
+
+if TYPE_CHECKING:
+    from atlas_kernels._kernels import GroupNormFilm
 
 NO_FILM: Film = (None, None, None, None)
 # Scratch stays in the cache; where convolutions are quick, calling them less often is worth more.
@@ -39,9 +43,8 @@ def prepare(film: Film) -> Film:
 
 def channel_statistics(x_NVK: Tensor, statistics_NK: Tensor) -> None:
     """Write mean and sum of squared deviations, (2, N, K)."""
-    n, voxels, k = x_NVK.shape
     kernels().channel_statistics_cpu(
-        describe(NO_FILM, n, k, voxels, 1, channels_last=True, row=x_NVK.stride(1)),
+        _shape(*x_NVK.shape, x_NVK.stride(1)),
         x_NVK.data_ptr(),
         dtype_name(x_NVK),
         *_channels(statistics_NK),
@@ -49,9 +52,14 @@ def channel_statistics(x_NVK: Tensor, statistics_NK: Tensor) -> None:
     )
 
 
+@functools.lru_cache
+def _shape(samples: int, voxels: int, channels: int, row: int) -> GroupNormFilm:
+    return describe(NO_FILM, samples, channels, voxels, 1, channels_last=True, row=row)
+
+
 def activations(
     x_NVK: Tensor, film: Film, statistics_NK: Tensor, groups: int, eps: float, a_NVK: Tensor
-) -> Tensor:
+) -> tuple[Tensor, GroupNormFilm]:
     """Write SiLU(FiLM(GroupNorm(x))) to `a`, return the groups' mean and rstd, (2, N, G)."""
     n, voxels, k = x_NVK.shape
     of_NG = torch.empty((2, n, groups), dtype=torch.float64)
@@ -69,7 +77,7 @@ def activations(
         dtype_name(a_NVK),
         torch.get_num_threads(),
     )
-    return of_NG
+    return of_NG, problem
 
 
 def _channels(statistics_NK: Tensor) -> tuple[int, int, int]:
@@ -80,22 +88,27 @@ def _channels(statistics_NK: Tensor) -> tuple[int, int, int]:
 
 
 def backward(
-    da_NVK: Tensor, x_NVK: Tensor, film: Film, of_NG: Tensor, dx_NVK: Tensor
+    da_NVK: Tensor,
+    x_NVK: Tensor,
+    film: Film,
+    of: tuple[Tensor, GroupNormFilm],
+    dx_NVK: Tensor,
+    whole: bool,
 ) -> tuple[Tensor, ...]:
     """Add to `dx`, spoil `da`, return the gradients of weight, bias, gamma and beta."""
-    n, voxels, k = x_NVK.shape
-    groups, row = of_NG.shape[2], x_NVK.stride(1)
+    of_NG, problem = of
     mean, double = of_NG.data_ptr(), dtype_name(of_NG)
-    # Not yet rounded: those of other samples may be added.
-    grads = tuple(None if t is None else torch.empty_like(t, dtype=torch.float64) for t in film)
+    # Those of other samples are added before rounding.
+    dtype = None if whole else torch.float64
+    grads = tuple(None if t is None else torch.empty_like(t, dtype=dtype) for t in film)
     kernels().group_norm_film_backward_cpu(
-        describe(film, n, k, voxels, groups, channels_last=True, row=row),
+        problem,
         da_NVK.data_ptr(),
         dtype_name(da_NVK),
         x_NVK.data_ptr(),
         dtype_name(x_NVK),
         (mean, double),
-        (mean + n * groups * of_NG.element_size(), double),
+        (mean + of_NG.stride(0) * of_NG.element_size(), double),
         da_NVK.data_ptr(),
         dx_NVK.data_ptr(),
         True,
@@ -114,10 +127,10 @@ def convolution(a: Tensor, weight: Tensor, dilation: int, y_NVR: Tensor) -> None
     """Write a 3^3 convolution that keeps the size."""
     ours = _ours(a.dtype, a.shape[2:], *weight.shape[1::-1], dilation)
     if ours and y_NVR.dtype == a.dtype:
-        _convolution(a, weight, dilation, y_NVR)
+        _convolution(a, weight, dilation, y_NVR, y_NVR.stride(1))
     elif ours:
         dense_NVR = torch.empty_like(y_NVR, dtype=a.dtype, memory_format=torch.contiguous_format)
-        _convolution(a, weight, dilation, dense_NVR)
+        _convolution(a, weight, dilation, dense_NVR, dense_NVR.stride(1))
         copy(dense_NVR, y_NVR)
     else:
         copy(_vendor_convolution(a, weight, dilation).movedim(1, -1).flatten(1, 3), y_NVR)
@@ -132,7 +145,7 @@ def convolution_backward(
     """
     if _ours(a.dtype, a.shape[2:], *weight.shape[:2], dilation):
         da = torch.empty_like(a)
-        _convolution(dy, weight, dilation, da.movedim(1, -1).flatten(1, 3), mirrored=True)
+        _convolution(dy, weight, dilation, da, a.shape[1], mirrored=True)
     else:
         da = _vendor_convolution(dy, weight.flip(2, 3, 4).transpose(0, 1), dilation)
     if a.dtype != torch.float64:
@@ -155,9 +168,12 @@ def _ours(
 
 
 def _convolution(
-    a: Tensor, weight: Tensor, dilation: int, y_NVR: Tensor, mirrored: bool = False
+    a: Tensor, weight: Tensor, dilation: int, y: Tensor, row: int, mirrored: bool = False
 ) -> None:
-    """Ours: `weight` is contiguous; mirrored, its taps are read backwards and from out to in."""
+    """Ours: `weight` is contiguous; mirrored, its taps are read backwards and from out to in.
+
+    Voxels of `y` lie `row` numbers apart.
+    """
     (out_channels, in_channels), first = weight.shape[:2], weight.data_ptr()
     strides = [in_channels * 27, 27, 1]
     if mirrored:
@@ -166,8 +182,8 @@ def _convolution(
     kernels().convolution_cpu(
         a.data_ptr(),
         in_channels,
-        y_NVR.data_ptr(),
-        y_NVR.stride(1),
+        y.data_ptr(),
+        row,
         a.shape[0],
         a.shape[2:],
         in_channels,

@@ -39,7 +39,12 @@ def activations(
 
 
 def backward(
-    da_NVK: Tensor, x_NVK: Tensor, film: Film, of_NG: tuple[Tensor, Tensor], dx_NVK: Tensor
+    da_NVK: Tensor,
+    x_NVK: Tensor,
+    film: Film,
+    of_NG: tuple[Tensor, Tensor],
+    dx_NVK: Tensor,
+    whole: bool,
 ) -> tuple[Tensor, ...]:
     """Add to `dx`, return the gradients of weight, bias, gamma and beta."""
     of = (da_NVK, x_NVK, film, *of_NG, dx_NVK)

@@ -11,7 +11,14 @@ from torch import Tensor
 from atlas_kernels import _extension
 from atlas_kernels._dispatch import Implementation, choose
 from atlas_kernels.group_norm_film import op as group_norm_film
-from atlas_kernels.group_norm_film.op import DTYPES, INTEGER, NUMBER, check_options, layout
+from atlas_kernels.group_norm_film.op import (
+    DTYPES,
+    INTEGER,
+    NUMBER,
+    below_autograd,
+    check_options,
+    layout,
+)
 
 LISTS = ("conv_weights", "norm_weights", "norm_biases", "gammas", "betas")
 Gradients = tuple[Tensor, list[Tensor], list[Tensor], list[Tensor], list[Tensor], list[Tensor]]
@@ -263,9 +270,10 @@ class _Differentiable(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, unused: Tensor) -> tuple[Any, ...]:
         out, *tensors = ctx.saved_tensors
-        dx, *lists = torch.ops.atlas_kernels.dense_block_backward(
-            grad, out, *_nested(ctx.lengths, tensors), *ctx.options
-        )
+        with below_autograd():
+            dx, *lists = torch.ops.atlas_kernels.dense_block_backward(
+                grad, out, *_nested(ctx.lengths, tensors), *ctx.options
+            )
         return None, None, dx, *(gradient for gradients in lists for gradient in gradients)
 
 
