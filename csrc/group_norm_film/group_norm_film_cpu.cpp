@@ -113,7 +113,7 @@ Sums pull_back(const GroupNormFilm& problem, const S* dy, const T* x, const Coef
       });
     }
     const Columns<C> columns = columns_of<C>(walk, of, chunk.channel);
-    Scratch<C> room, ones(static_cast<size_t>(walk.lanes())), twos(ones.size());
+    Scratch<C> room, ones(static_cast<size_t>((kPaired<T, S> ? 2 : 1) * walk.lanes())), twos(ones.size());
     for_each_tile(walk, chunk.count, [&](int64_t voxel, int64_t count) {
       const auto part = [&](const auto* from, int64_t first, int64_t rows, int64_t lanes) {
         sums(problem.silu, from, grad.at(voxel) + first, columns, out.at(voxel) + first, ones.data(),

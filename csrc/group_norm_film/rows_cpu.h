@@ -20,7 +20,8 @@ struct Channel {
   C mean, scale, shift, slope, offset;
 };
 
-// The same of each number of a row, where channels lie side by side.
+// The same of each number of a row, where channels lie side by side: a row's numbers, and behind them once
+// more those of even places and those of odd ones, so that no loop over pairs has to sort them.
 template <typename C>
 struct Columns {
   Scratch<C> mean, scale, shift, slope, offset;
@@ -67,10 +68,11 @@ ATLAS_INLINE auto take(const T* from, int64_t i) {
   }
 }
 
+// Number i of a row of that many lanes, or pair i: see Columns.
 template <bool paired, typename C>
-ATLAS_INLINE Value<paired, C> column(const C* columns, int64_t i) {
+ATLAS_INLINE Value<paired, C> column(const C* columns, int64_t lanes, int64_t i) {
   if constexpr (paired) {
-    return {columns[2 * i], columns[2 * i + 1]};
+    return {columns[lanes + i], columns[lanes + lanes / 2 + i]};
   } else {
     return columns[i];
   }
@@ -86,10 +88,10 @@ ATLAS_INLINE void put(C value, T* to, int64_t i) {
 }
 
 template <bool paired, typename C>
-ATLAS_INLINE void add_to_column(Value<paired, C> value, C* columns, int64_t i) {
+ATLAS_INLINE void add_to_column(Value<paired, C> value, C* columns, int64_t lanes, int64_t i) {
   if constexpr (paired) {
-    columns[2 * i] += value.low;
-    columns[2 * i + 1] += value.high;
+    columns[lanes + i] += value.low;
+    columns[lanes + lanes / 2 + i] += value.high;
   } else {
     columns[i] += value;
   }
@@ -178,19 +180,20 @@ ATLAS_INLINE void gradient_channel(const A* x, const B* dz, const Channel<Comput
 template <typename C>
 struct At {
   explicit At(const Columns<C>& of)
-      : mean(of.mean.data()), scale(of.scale.data()), shift(of.shift.data()), slope(of.slope.data()),
+      : lanes(static_cast<int64_t>(of.mean.size()) / 2), mean(of.mean.data()), scale(of.scale.data()), shift(of.shift.data()), slope(of.slope.data()),
         offset(of.offset.data()) {}
 
   template <bool paired>
   ATLAS_INLINE Channel<Value<paired, C>> film(int64_t i) const {
-    return {column<paired>(mean, i), column<paired>(scale, i), column<paired>(shift, i), {}, {}};
+    return {column<paired>(mean, lanes, i), column<paired>(scale, lanes, i), column<paired>(shift, lanes, i), {}, {}};
   }
   template <bool paired>
   ATLAS_INLINE Channel<Value<paired, C>> gradient(int64_t i) const {
-    return {column<paired>(mean, i), column<paired>(scale, i), {}, column<paired>(slope, i),
-            column<paired>(offset, i)};
+    return {column<paired>(mean, lanes, i), column<paired>(scale, lanes, i), {}, column<paired>(slope, lanes, i),
+            column<paired>(offset, lanes, i)};
   }
 
+  int64_t lanes;  // of a whole row
   const C *mean, *scale, *shift, *slope, *offset;
 };
 
@@ -219,10 +222,12 @@ ATLAS_INLINE void over_rows(int64_t rows, int64_t lanes, const Column& column) {
     }
   }
   for (; row < rows; ++row) {
-    ATLAS_INDEPENDENT
-    for (int64_t i = 0; i < lanes; ++i) {
-      column(std::false_type(), std::make_integer_sequence<int64_t, 1>(), row * lanes, i);
-    }
+    in_pairs<pairs>(lanes, [&](auto pair, int64_t first, int64_t end) ATLAS_INLINED {
+      ATLAS_INDEPENDENT
+      for (int64_t i = first; i < end; ++i) {
+        column(pair, std::make_integer_sequence<int64_t, 1>(), row * lanes, i);
+      }
+    });
   }
 }
 
@@ -254,8 +259,8 @@ ATLAS_INLINE void sums_columns(const A* x, const B* dy, const Columns<Compute<A>
       sum = sum + pulled;
       product = product + pulled * d;
     });
-    add_to_column<p>(sum, one, i);
-    add_to_column<p>(product, two, i);
+    add_to_column<p>(sum, one, at.lanes, i);
+    add_to_column<p>(product, two, at.lanes, i);
   });
 }
 

@@ -120,20 +120,31 @@ C rounded(double value) {
   return std::isnan(value) ? std::numeric_limits<C>::quiet_NaN() : static_cast<C>(value);
 }
 
-// A number a channel -> the columns of a row; and sums of the columns, which are 0 after that, added to
-// those of the channels. Both go by halves (row_voxels is a power of two), so that they are long loops even for one channel.
+// A number a channel -> the columns of a row and their pairs, see Columns; and sums of the columns, which are 0
+// after that, added to those of the channels. Both go by halves (row_voxels is a power of two), so that they are
+// long loops even for one channel.
 template <typename C>
 void spread(const Walk& walk, const double* channels, Scratch<C>& columns) {
-  columns.resize(walk.lanes());
+  const int64_t lanes = walk.lanes(), half = lanes / 2;
+  columns.resize(2 * lanes);
   for (int64_t c = 0; c < walk.inner; ++c) columns[c] = rounded<C>(channels[c]);
-  for (int64_t n = walk.inner; n < walk.lanes(); n *= 2) {
-    std::copy_n(columns.data(), n, columns.data() + n);
+  for (int64_t n = walk.inner; n < lanes; n *= 2) std::copy_n(columns.data(), n, columns.data() + n);
+  for (int64_t i = 0; i < half; ++i) {
+    columns[lanes + i] = columns[2 * i];
+    columns[lanes + half + i] = columns[2 * i + 1];
   }
 }
 
 template <typename C>
 void fold(const Walk& walk, Scratch<C>& columns, double* channels) {
-  for (int64_t n = walk.lanes() / 2; n >= walk.inner; n /= 2) {
+  const int64_t lanes = walk.lanes(), half = lanes / 2;
+  if (static_cast<int64_t>(columns.size()) > lanes) {  // pairs too
+    for (int64_t i = 0; i < half; ++i) {
+      columns[2 * i] += columns[lanes + i];
+      columns[2 * i + 1] += columns[lanes + half + i];
+    }
+  }
+  for (int64_t n = half; n >= walk.inner; n /= 2) {
     for (int64_t i = 0; i < n; ++i) columns[i] += columns[n + i];
   }
   for (int64_t c = 0; c < walk.inner; ++c) channels[c] += static_cast<double>(columns[c]);
