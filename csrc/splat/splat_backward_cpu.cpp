@@ -227,7 +227,10 @@ ATLAS_INLINE void mark_focus(const Scene<T>& scene, const Focus& focus, const Sl
     }
   };
   for_each_row<taper>(scene, focus, slice, x, mark_row, [&](const QuickRows& rows) ATLAS_INLINED {
-    if constexpr (std::is_same_v<T, float>) mark_wide<mode>(rows, grad, board.value.data());
+    if constexpr (std::is_same_v<T, float>) {
+      if (scene.wide) mark_wide<mode>(rows, grad, board.value.data());
+    }
+    return scene.wide;
   });
 }
 
@@ -341,8 +344,11 @@ ATLAS_INLINE void gather_rows(const Scene<T>& scene, const Focus& focus, const S
   };
   for_each_row<taper>(scene, focus, slice, x, gather_row, [&](const QuickRows& rows) ATLAS_INLINED {
     if constexpr (std::is_same_v<T, float>) {
-      gather_wide<mode>(rows, grad, plane_size, board_values, factors.from(slice.y_begin), columns, stride);
+      if (scene.wide) {
+        gather_wide<mode>(rows, grad, plane_size, board_values, factors.from(slice.y_begin), columns, stride);
+      }
     }
+    return scene.wide;
   });
 }
 

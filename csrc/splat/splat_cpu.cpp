@@ -15,6 +15,7 @@
 #include <cstring>
 #include <type_traits>
 
+#include "common/floats.h"
 #include "common/stream.h"
 #include "splat/splat_scene.h"
 
@@ -167,10 +168,34 @@ ATLAS_INLINE T combined(T before, T value) {
   return value > before ? value : before;
 }
 
+// Rows of one focus, some vectors from voxel `at` on: what belongs to z stays in registers from row to row.
+template <SplatMode mode, int vectors>
+ATLAS_INLINE void draw_lanes(const QuickRows& rows, int at, float* plane) {
+  using V = Lanes<float>;
+  V z2[vectors], gauss[vectors];
+  for (int v = 0; v < vectors; ++v) {
+    z2[v] = load(rows.z2 + at + kBlock * v);
+    gauss[v] = load(rows.gauss_z + at + kBlock * v);
+  }
+  // Copies: what is stored might be any of the originals, for all that the compiler knows.
+  const float *y2 = rows.y2, *gauss_y = rows.gauss_y, all_left = rows.left, height = rows.scale;
+  const int64_t n_rows = rows.rows, row_length = rows.row_length;
+  float* out = plane + rows.start + at;
+  for (int64_t j = 0; j < n_rows; ++j, out += row_length) {
+    const float left = all_left - y2[j], scale = height * gauss_y[j];
+    for (int v = 0; v < vectors; ++v) {
+      const auto covered = z2[v] <= left;
+      const V value = reinterpret_cast<V>(reinterpret_cast<decltype(+covered)>(scale * gauss[v]) & covered);
+      const V after = combined<mode>(load(out + kBlock * v), value);
+      std::memcpy(out + kBlock * v, &after, sizeof after);
+    }
+  }
+}
+
 #if defined(ATLAS_AVX512)
 // Vectors of 8 voxels: those of 16, where nearly each crosses into another cache line, are slower.
 template <SplatMode mode, int vectors>
-ATLAS_AVX512 inline void draw_vectors(const QuickRows& rows, int at, float* plane) {
+ATLAS_AVX512 void draw_vectors(const QuickRows& rows, int at, float* plane) {
   __m256 z2[vectors], gauss[vectors];
   for (int v = 0; v < vectors; ++v) {
     z2[v] = _mm256_loadu_ps(rows.z2 + at + 8 * v);
@@ -197,23 +222,25 @@ ATLAS_AVX512 inline void draw_vectors(const QuickRows& rows, int at, float* plan
   }
 }
 
+#else
+template <SplatMode mode, int vectors>
+void draw_vectors(const QuickRows&, int, float*) {}
+#endif
+
 template <SplatMode mode>
-ATLAS_AVX512 void draw_wide(const QuickRows& rows, float* plane) {
-  for (int at = 0; at < rows.n; at += 24) {
-    const int left = rows.n - at;
-    if (left > 16) {
-      draw_vectors<mode, 3>(rows, at, plane);
-    } else if (left > 8) {
-      draw_vectors<mode, 2>(rows, at, plane);
-    } else {
-      draw_vectors<mode, 1>(rows, at, plane);
+ATLAS_INLINE void draw_quick(const QuickRows& rows, bool wide, float* plane) {
+  const auto draw = [&](auto vectors, int at) ATLAS_INLINED {
+    constexpr int n = decltype(vectors)::value;
+    wide ? draw_vectors<mode, n>(rows, at, plane) : draw_lanes<mode, n>(rows, at, plane);
+  };
+  for (int at = 0; at < rows.n; at += 3 * kBlock) {
+    switch ((rows.n - at + kBlock - 1) / kBlock) {
+      case 1: draw(Count<1>(), at); break;
+      case 2: draw(Count<2>(), at); break;
+      default: draw(Count<3>(), at);
     }
   }
 }
-#else
-template <SplatMode mode>
-void draw_wide(const QuickRows&, float*) {}
-#endif
 
 // Voxels of a block that are not covered get the value 0, which changes nothing in any mode.
 template <SplatMode mode, bool taper, typename T>
@@ -227,7 +254,8 @@ ATLAS_INLINE void draw_focus(const Scene<T>& scene, const Focus& focus, const Sl
     }
   };
   for_each_row<taper>(scene, focus, slice, x, draw_row, [&](const QuickRows& rows) ATLAS_INLINED {
-    if constexpr (std::is_same_v<T, float>) draw_wide<mode>(rows, plane);
+    if constexpr (std::is_same_v<T, float>) draw_quick<mode>(rows, scene.wide, plane);
+    return true;
   });
 }
 

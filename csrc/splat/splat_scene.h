@@ -223,15 +223,15 @@ ATLAS_INLINE void for_rows(const Scene<T>& scene, const Focus& focus, const Slic
 }
 
 // Calls visit(row, cover, n) for each row of a focus in plane x: n voxels, whole blocks. Three blocks,
-// usual at 12 mm, are a constant; for fewer the compiler does worse with one. Or else it calls wide(rows)
-// for all of them.
-template <bool taper, typename T, typename Visit, typename Wide>
+// usual at 12 mm, are a constant; for fewer the compiler does worse with one. Or else it calls quick(rows)
+// for all of them, which returns whether it took them.
+template <bool taper, typename T, typename Visit, typename Quick>
 ATLAS_INLINE void for_each_row(const Scene<T>& scene, const Focus& focus, const Slice& slice, int64_t x,
-                               const Visit& visit, const Wide& wide) {
+                               const Visit& visit, const Quick& quick) {
   if constexpr (!taper && std::is_same_v<T, float>) {
     if (slice.quick) {
       const QuickRows rows = quick_rows(scene, focus, slice);
-      if (scene.wide) return wide(rows);
+      if (quick(rows)) return;
       if (rows.n == 3 * kBlock) return for_quick_rows(rows, slice.y_begin, Count<3 * kBlock>(), visit);
       return for_quick_rows(rows, slice.y_begin, rows.n & -kBlock, visit);
     }
