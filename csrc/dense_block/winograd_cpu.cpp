@@ -1,6 +1,6 @@
 // Where the tiles of Winograd's convolutions lie, who computes which, and when they pay.
 //
-// kTiles tiles are a block. For the convolution a thread transforms a block's inputs, (points, lines,
+// Some tiles are a block. For the convolution a thread transforms a block's inputs, (points, lines,
 // tiles, line), multiplies them with the weights, which were transformed before, and transforms the sums
 // back: all of it stays in its second cache. For the weights' gradient the inputs and the gradients of a
 // block are transformed and multiplied, tiles are summed over, and the sums of all the blocks of a part are
@@ -22,7 +22,7 @@ namespace {
 int64_t lines_of(int64_t channels) { return (channels + kLine - 1) / kLine; }
 
 // Points lie this far apart: an odd number of lines, or they would fight for a few sets of the cache.
-int64_t stride_of(int64_t lines) { return (lines * kTiles + 1) * kLine; }
+int64_t stride_of(int64_t lines, int64_t tiles) { return (lines * tiles + 1) * kLine; }
 
 // Room for lines, not set to anything, that vectors are loaded whole from.
 class Lines {
@@ -61,7 +61,7 @@ struct Grid {
         tiles(of.samples * static_cast<int64_t>(xs.size() * ys.size() * zs.size())),
         none(of.shape[2] * std::max(of.in_row, of.out_row) + kLine) {}
 
-  int64_t blocks() const { return (tiles + kTiles - 1) / kTiles; }
+  int64_t blocks(int64_t of) const { return (tiles + of - 1) / of; }
 
   const Convolution& problem;
   const std::vector<int64_t> xs, ys, zs;
@@ -182,23 +182,24 @@ struct Block {
   }
 
   ATLAS_INLINE static void forward(const Forward& work, int64_t block) {
+    constexpr int64_t tiles = Level::kConvolved;
     const Convolution& problem = work.grid.problem;
-    const int64_t lines = lines_of(problem.in_channels), stride = stride_of(lines);
-    const int64_t first = block * kTiles, count = std::min(kTiles, work.grid.tiles - first);
-    const Lines points(kPoints * (lines * kTiles + 1)), sums(kPoints * (kTiles + 1));
+    const int64_t lines = lines_of(problem.in_channels), stride = stride_of(lines, tiles);
+    const int64_t first = block * tiles, count = std::min(tiles, work.grid.tiles - first);
+    const Lines points(kPoints * (lines * tiles + 1)), sums(kPoints * (tiles + 1));
     Finder<P> finder(work.grid, work.a, problem.in_row, 1);
     for (int64_t tile = 0; tile < count; ++tile) {
       const Window<P>& window = finder.at(first + tile);
       for (int64_t line = 0; line < lines; ++line) {
         inputs(window, line * kLine, problem.in_channels,
-               points.data() + (line * kTiles + tile) * kLine, stride);
+               points.data() + (line * tiles + tile) * kLine, stride);
       }
     }
     const float* weights = work.weights;
     for (int64_t channel = 0; channel < problem.out_channels; channel += kLine) {
       for (int64_t point = 0; point < kPoints; ++point, weights += lines * kLine * kLine) {
         Level::multiply(points.data() + point * stride, weights, lines,
-                        sums.data() + point * stride_of(1));
+                        sums.data() + point * stride_of(1, tiles));
       }
       write(work, first, count, channel, sums.data());
     }
@@ -212,7 +213,7 @@ struct Block {
     alignas(64) float lines[cube(M)][kLine];
     for (int64_t tile = 0; tile < count; ++tile) {
       const Window<M>& window = finder.at(first + tile);
-      Level::outputs(sums + tile * kLine, stride_of(1), lines);
+      Level::outputs(sums + tile * kLine, stride_of(1, Level::kConvolved), lines);
       for (int i = 0; i < cube(M); ++i) {
         if (window.offsets[i % M] < 0 || window.rows[i / M] == window.none[0]) continue;
         float* voxel = const_cast<float*>(window.at(i / M, i % M)) + channel;  // of y
@@ -227,7 +228,7 @@ struct Block {
 
   ATLAS_INLINE static void part(const Part& work) {
     const Convolution& problem = work.grid.problem;
-    const int64_t lines = lines_of(problem.in_channels), stride = stride_of(1);
+    const int64_t lines = lines_of(problem.in_channels), stride = stride_of(1, kTiles);
     const Lines points(kPoints * (kTiles + 1)), gradient(kPoints * (kTiles + 1));
     Finder<P> inputs_finder(work.grid, work.a, problem.in_row, 1);
     Finder<M> outputs_finder(work.grid, work.g, problem.out_row, 0);
@@ -275,16 +276,17 @@ struct Block {
 };
 
 struct Code {
+  int64_t convolved;  // tiles of a block of the convolution
   void (*forward)(const Forward&, int64_t block);
   void (*part)(const Part&);
   void (*weights)(const Weights&, int64_t line, int64_t channel);
   void (*weights_transposed)(const float*, int64_t, float (*)[kLine]);
 };
 
-// The width of vectors and the number of registers are each level's own.
-#define ATLAS_WINOGRAD(name, target, bytes, sums)                                                 \
+// The width of vectors, the number of registers and the size of the second cache are each level's own.
+#define ATLAS_WINOGRAD(name, target, bytes, sums, tiles)                                          \
   typedef float Vector_##name __attribute__((vector_size(bytes)));                                \
-  using Level_##name = Winograd<Vector_##name, sums>;                                             \
+  using Level_##name = Winograd<Vector_##name, sums, tiles>;                                      \
   using Block_##name = Block<Level_##name>;                                                       \
   target void forward_##name(const Forward& work, int64_t i) { Block_##name::forward(work, i); }  \
   target void part_##name(const Part& work) { Block_##name::part(work); }                         \
@@ -294,14 +296,14 @@ struct Code {
   target void transposed_##name(const float* points, int64_t stride, float (*taps)[kLine]) {      \
     Level_##name::weights_transposed(points, stride, taps);                                       \
   }                                                                                               \
-  constexpr Code code_##name{forward_##name, part_##name, weights_##name, transposed_##name};
+  constexpr Code code_##name{tiles, forward_##name, part_##name, weights_##name, transposed_##name};
 
-ATLAS_WINOGRAD(any, , 16, 2)
+ATLAS_WINOGRAD(any, , 16, 2, 16)
 #if defined(__x86_64__) && defined(__GNUC__)
 #define ATLAS_AVX2 __attribute__((target("avx2,fma")))
 #define ATLAS_AVX512 __attribute__((target("avx512f,fma")))
-ATLAS_WINOGRAD(avx2, ATLAS_AVX2, 32, 4)
-ATLAS_WINOGRAD(avx512, ATLAS_AVX512, 64, 16)
+ATLAS_WINOGRAD(avx2, ATLAS_AVX2, 32, 4, 8)
+ATLAS_WINOGRAD(avx512, ATLAS_AVX512, 64, 16, 16)
 #undef ATLAS_AVX2
 #undef ATLAS_AVX512
 #endif
@@ -343,7 +345,7 @@ struct Work {
 constexpr int64_t kMostParts = 4;  // more would be more room for sums
 
 int64_t parts_of(const Grid& grid) {
-  return std::max<int64_t>(1, std::min(kMostParts, grid.blocks() / 8));
+  return std::max<int64_t>(1, std::min(kMostParts, grid.blocks(kTiles) / 8));
 }
 
 // Sums over the parts, transforms, writes what of dw belongs to one input channel and a line of outputs.
@@ -391,7 +393,7 @@ void convolution_cpu(const Convolution& problem, const float* a, const ConvWeigh
     for (int64_t c = i * kLine; c < (i + 1) * kLine; ++c) code.weights(work, c / ins, c % ins);
   });
   const Forward forward{grid, a, weights.data(), y};
-  parallel_for(grid.blocks(), threads, [&](int64_t block) { code.forward(forward, block); });
+  parallel_for(grid.blocks(code.convolved), threads, [&](int64_t block) { code.forward(forward, block); });
 }
 
 void winograd_weight_gradient(const Convolution& problem, const float* a, const float* g, float* dw,
@@ -399,13 +401,13 @@ void winograd_weight_gradient(const Convolution& problem, const float* a, const 
   const Code& code = best_code();
   const Grid grid(problem);
   const int64_t lines = lines_of(problem.in_channels), outs = lines_of(problem.out_channels);
-  const int64_t parts = parts_of(grid), size = outs * kPoints * lines * kLine * kLine;
+  const int64_t blocks = grid.blocks(kTiles), parts = parts_of(grid), size = outs * kPoints * lines * kLine * kLine;
   const Lines sums(parts * size / kLine);
   std::fill(sums.data(), sums.data() + parts * size, 0.0f);
   const int64_t shares = parts < 2 * threads ? lines : 1;  // each transforms the gradient again
   parallel_for(parts * shares, threads, [&](int64_t i) {
     const int64_t part = i / shares, share = i % shares;
-    code.part({grid, a, g, grid.blocks() * part / parts, grid.blocks() * (part + 1) / parts,
+    code.part({grid, a, g, blocks * part / parts, blocks * (part + 1) / parts,
                lines * share / shares, lines * (share + 1) / shares, sums.data() + part * size});
   });
   parallel_for(outs * problem.in_channels, threads, [&](int64_t i) {

@@ -17,7 +17,7 @@
 namespace atlas_kernels {
 
 constexpr int64_t kLine = 16;   // channels that lie side by side: one line of the cache
-constexpr int64_t kTiles = 16;  // that are multiplied together
+constexpr int64_t kTiles = 16;  // that a gradient of weights multiplies together
 
 // F(2, 3). F(4, 3) makes fewer products, errors of 3e-5 in floats, and little more speed: its tiles of 6^3
 // points are more than the caches like.
@@ -43,11 +43,14 @@ struct Window {
   }
 };
 
-// V: a vector of floats. Sums: how many of its sums are kept in registers for each vector of a line.
-template <typename V, int Sums>
+// V: a vector of floats. Sums: how many of its sums are kept in registers for each vector of a line. Convolved:
+// how many tiles a convolution multiplies together, few enough for its points and weights to stay in the second
+// cache.
+template <typename V, int Sums, int64_t Convolved>
 struct Winograd {
   static constexpr int M = Tile::M, P = Tile::P;
   static constexpr int kWidth = sizeof(V) / sizeof(float), kVectors = kLine / kWidth;
+  static constexpr int64_t kConvolved = Convolved;
 
   // A line of each of P^3 voxels, `channel` numbers into it, to the points, `stride` numbers apart.
   ATLAS_INLINE static void inputs(const Window<P>& window, int64_t channel, float* points,
@@ -104,13 +107,13 @@ struct Winograd {
     gather<3>([](int row, int column) ATLAS_INLINED { return Tile::G[column][row]; }, points, stride, taps);
   }
 
-  // sums (kTiles, kLine) = sum over the input channels of a (lines, kTiles, kLine) w (lines, kLine, kLine).
+  // sums (Convolved, kLine) = sum over the input channels of a (lines, Convolved, kLine) w (lines, kLine, kLine).
   ATLAS_INLINE static void multiply(const float* a, const float* w, int64_t lines, float* sums) {
-    static_assert(kTiles % Sums == 0);
-    for (int64_t first = 0; first < kTiles; first += Sums) {
+    static_assert(Convolved % Sums == 0);
+    for (int64_t first = 0; first < Convolved; first += Sums) {
       V sum[Sums][kVectors] = {};
       const float *input = a + first * kLine, *weight = w;
-      for (int64_t line = 0; line < lines; ++line, input += (kTiles - 1) * kLine) {
+      for (int64_t line = 0; line < lines; ++line, input += (Convolved - 1) * kLine) {
         for (int64_t channel = 0; channel < kLine; ++channel, ++input, weight += kLine) {
           add_product(input, kLine, weight, sum);
         }
