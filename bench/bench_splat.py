@@ -116,6 +116,7 @@ def test_splat_beside_packages(measure: Any, coordinates: pd.DataFrame, fwhm: fl
         "nimare": nimare_ale(given, fwhm),
         "scipy": lambda: scipy_filter(given, fwhm),
         "nilearn": nilearn_smooth(given, fwhm),
+        "stream": stream(given, out),  # what no kernel that writes the volumes can beat
     }
     measure(lambda: given.splat(**options, out=out), **(ours if "numba" in FAST else {}), **others)
 
@@ -124,7 +125,8 @@ def test_splat_beside_packages(measure: Any, coordinates: pd.DataFrame, fwhm: fl
 def test_splat_beside_convolution(measure: Any, coordinates: pd.DataFrame, fwhm: float) -> None:
     given = studies(coordinates, 16, fwhm)
     out = given.splat(mode="max")
-    measure(lambda: given.splat(mode="max", out=out), conv3d=lambda: scatter_convolve(given, fwhm))
+    others = {"conv3d": lambda: scatter_convolve(given, fwhm), "stream": stream(given, out)}
+    measure(lambda: given.splat(mode="max", out=out), **others)
 
 
 @pytest.mark.parametrize("fwhm", [6.0, 12.0], ids="fwhm{:g}".format)
