@@ -60,7 +60,7 @@ def _shape(samples: int, voxels: int, channels: int, row: int) -> GroupNormFilm:
 def activations(
     x_NVK: Tensor, film: Film, statistics_NK: Tensor, groups: int, eps: float, a_NVK: Tensor
 ) -> tuple[Tensor, GroupNormFilm]:
-    """Write SiLU(FiLM(GroupNorm(x))) to `a`, return the groups' mean and rstd, (2, N, G)."""
+    """Write SiLU(FiLM(GroupNorm(x))) to `a`, return the groups' (2, N, G) and the description."""
     n, voxels, k = x_NVK.shape
     of_NG = torch.empty((2, n, groups), dtype=torch.float64)
     mean, rstd = of_NG.data_ptr(), of_NG.data_ptr() + n * groups * of_NG.element_size()
