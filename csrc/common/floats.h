@@ -34,67 +34,7 @@ ATLAS_INLINE void narrow(float value, bfloat16& out) {
   out.bits = static_cast<uint16_t>((float_bits(value) + 0x8000u) >> 16);
 }
 
-// Two neighbours as halves of one 32-bit number: no shuffles, so a third of the work of one by one.
-struct Two {
-  float low, high;
-};
-
-ATLAS_INLINE Two operator+(Two a, Two b) { return {a.low + b.low, a.high + b.high}; }
-ATLAS_INLINE Two operator-(Two a, Two b) { return {a.low - b.low, a.high - b.high}; }
-ATLAS_INLINE Two operator*(Two a, Two b) { return {a.low * b.low, a.high * b.high}; }
-
-ATLAS_INLINE Two widen_pair(const bfloat16* from) {
-  uint32_t both;
-  std::memcpy(&both, from, sizeof both);
-  return {bits_float(both << 16), bits_float(both & 0xffff0000u)};
-}
-
-ATLAS_INLINE void narrow_pair(Two values, bfloat16* to) {
-  const uint32_t low = (float_bits(values.low) + 0x8000u) >> 16;
-  const uint32_t both = low | ((float_bits(values.high) + 0x8000u) & 0xffff0000u);
-  std::memcpy(to, &both, sizeof both);
-}
-
 ATLAS_INLINE void narrow(float value, float16& out) { out = to_float16(value); }
-
-// 1 / (1 + e^-x), with |x| cut at 87: no overflow. NaN gives some number. e^-x = 2^t = 2^n 2^r: 2^r by
-// the polynomial of least relative error on [-1/2, 1/2] that is 1 at 0, 2^n by its exponent bits. Its
-// relative error is 1e-7; of the coarse one 3e-6, far below the rounding of a number of two bytes.
-template <bool coarse>
-ATLAS_INLINE float sigmoid_of(float x) {
-  // t is cut as an integer, since a choice between floats is a branch to some compilers: positive
-  // floats order like signed integers, negative ones, by magnitude, like unsigned ones.
-  int32_t up = static_cast<int32_t>(float_bits(x * -1.44269504f));
-  up = up < 0x42fb0000 ? up : 0x42fb0000;  // 125.5
-  uint32_t cut = static_cast<uint32_t>(up);
-  cut = cut < 0xc2fb0000u ? cut : 0xc2fb0000u;
-  const float t = bits_float(cut);
-  const float shifted = t + 12582912.0f;  // 1.5 * 2^23: n stands in the low bits
-  const float r = t - (shifted - 12582912.0f);
-  float p;
-  if constexpr (coarse) {
-    p = (9.58285388e-3f * r + 5.59064262e-2f) * r + 2.40240991e-1f;
-    p = (p * r + 6.93124175e-1f) * r + 1.0f;
-  } else {
-    p = (1.32647203e-3f * r + 9.67151299e-3f) * r + 5.55073395e-2f;
-    p = ((p * r + 2.40222424e-1f) * r + 6.93147004e-1f) * r + 1.0f;
-  }
-  return 1.0f / (1.0f + bits_float(float_bits(p) + (float_bits(shifted) << 23)));
-}
-
-// The same, good enough for a result that is rounded to S.
-template <typename S>
-ATLAS_INLINE float sigmoid(float x) {
-  return sigmoid_of<sizeof(S) == 2>(x);
-}
-template <typename S>
-ATLAS_INLINE Two sigmoid(Two x) {
-  return {sigmoid<S>(x.low), sigmoid<S>(x.high)};
-}
-template <typename S>
-ATLAS_INLINE double sigmoid(double x) {
-  return 1 / (1 + std::exp(-x));
-}
 
 // A few numbers side by side, in registers whatever their width: for sums that a loop over plain
 // arrays would keep in memory.

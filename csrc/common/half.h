@@ -39,25 +39,39 @@ ATLAS_INLINE float to_float(BFloat16 value) {
   return bits_float(static_cast<uint32_t>(value.bits) << 16);
 }
 
-ATLAS_INLINE Float16 to_float16(float value) {
-  const uint32_t bits = float_bits(value), sign = (bits >> 16) & 0x8000u, magnitude = bits & 0x7fffffffu;
-  // Normal: move the exponent's bias from 127 to 15 and round away 13 bits; the carry is right.
-  const uint32_t normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
-  // Below 2^-14 the adder rounds: 0.5 has its last bit at 2^-24, the spacing of small halves.
-  const uint32_t small = float_bits(bits_float(magnitude) + 0.5f) - 0x3f000000u;
-  uint32_t half = magnitude < 0x38800000u ? small : normal;
-  half = magnitude >= 0x477ff000u ? 0x7c00u : half;  // rounds to more than 65504: infinity
-  half = magnitude > 0x7f800000u ? 0x7e00u : half;   // NaN
-  return {static_cast<uint16_t>(sign | half)};
+template <typename To, typename From>
+ATLAS_INLINE To same_bits(From value) {
+  To to;
+  static_assert(sizeof to == sizeof value, "bits are lost");
+  std::memcpy(&to, &value, sizeof to);
+  return to;
 }
 
-ATLAS_INLINE float to_float(Float16 value) {
-  const uint32_t bits = value.bits, sign = (bits & 0x8000u) << 16, magnitude = bits & 0x7fffu;
+// A half in the low bits of a word -> float and back; W and F are uint32_t and float, or vectors of them.
+template <typename F, typename W>
+ATLAS_INLINE F float_of_half(W bits) {
+  const W sign = (bits & 0x8000u) << 16, magnitude = bits & 0x7fffu;
   // Scaling by 2^112 moves the bias; a small half becomes a small float first, which is exact.
-  const float scaled = bits_float(magnitude << 13) * 0x1p112f;
-  const uint32_t finite = float_bits(scaled), special = 0x7f800000u | (magnitude << 13);
-  return bits_float(sign | (magnitude >= 0x7c00u ? special : finite));
+  const W finite = same_bits<W>(same_bits<F>(magnitude << 13) * 0x1p112f);
+  const W special = 0x7f800000u | (magnitude << 13);
+  return same_bits<F>(sign | (magnitude >= 0x7c00u ? special : finite));
 }
+
+template <typename W, typename F>
+ATLAS_INLINE W half_of_float(F value) {
+  const W bits = same_bits<W>(value), sign = (bits >> 16) & 0x8000u, magnitude = bits & 0x7fffffffu;
+  // Normal: move the exponent's bias from 127 to 15 and round away 13 bits; the carry is right.
+  const W normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+  // Below 2^-14 the adder rounds: 0.5 has its last bit at 2^-24, the spacing of small halves.
+  const W small = same_bits<W>(same_bits<F>(magnitude) + 0.5f) - 0x3f000000u;
+  W half = magnitude < 0x38800000u ? small : normal;
+  half = magnitude >= 0x477ff000u ? W{} + 0x7c00u : half;  // rounds to more than 65504: infinity
+  half = magnitude > 0x7f800000u ? W{} + 0x7e00u : half;   // NaN
+  return sign | half;
+}
+
+ATLAS_INLINE Float16 to_float16(float value) { return {static_cast<uint16_t>(half_of_float<uint32_t>(value))}; }
+ATLAS_INLINE float to_float(Float16 value) { return float_of_half<float>(uint32_t(value.bits)); }
 
 ATLAS_INLINE float to_float(float value) { return value; }
 ATLAS_INLINE double to_float(double value) { return value; }

@@ -6,6 +6,8 @@
 // nothing. It does not work on templates: put it on a plain function that calls one marked
 // ATLAS_INLINE, so that the body is compiled again inside each version.
 //
+// ATLAS_LEVELS(function, body) does the same where the body is written in vectors of kBytes.
+//
 // ATLAS_MULTIVERSION_V3 stops at vectors of 32 bytes: short rows that start anywhere are slower in
 // vectors of 64, because nearly each of those crosses into another cache line.
 #pragma once
@@ -15,9 +17,24 @@
 #define ATLAS_MULTIVERSION \
   __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
 #define ATLAS_MULTIVERSION_V3 __attribute__((target_clones("default", "arch=x86-64-v3")))
+#define ATLAS_LEVELS(function, ...)                                                     \
+  ATLAS_IN_VECTORS(__attribute__((target("default"))) function, 16, __VA_ARGS__)        \
+  ATLAS_IN_VECTORS(__attribute__((target("arch=x86-64-v3"))) function, 32, __VA_ARGS__) \
+  ATLAS_IN_VECTORS(__attribute__((target("arch=x86-64-v4"))) function, 64, __VA_ARGS__)
+#define ATLAS_KNOWS_AVX512  // in vectors of 64 bytes
 #else
 #define ATLAS_MULTIVERSION
 #define ATLAS_MULTIVERSION_V3
+#define ATLAS_LEVELS(function, ...) ATLAS_IN_VECTORS(function, 16, __VA_ARGS__)
+#endif
+#define ATLAS_IN_VECTORS(function, bytes, ...) \
+  [[maybe_unused]] function {                  \
+    constexpr int64_t kBytes = bytes;          \
+    __VA_ARGS__;                               \
+  }
+#if defined(ATLAS_VECTOR)  // tests name one
+#undef ATLAS_LEVELS
+#define ATLAS_LEVELS(function, ...) ATLAS_IN_VECTORS(function, ATLAS_VECTOR, __VA_ARGS__)
 #endif
 
 #if defined(__GNUC__)
@@ -42,7 +59,3 @@
 #else
 #define ATLAS_INDEPENDENT
 #endif
-
-// Before a loop that adds to two floats: in an order that suits vectors, the same on every run.
-#define ATLAS_PRAGMA(text) _Pragma(#text)
-#define ATLAS_REDUCTION(p, q) ATLAS_PRAGMA(omp simd reduction(+ : p, q))

@@ -48,12 +48,12 @@ Coefficients coefficients(const GroupNormFilm& problem, const double* mean, cons
   return of;
 }
 
-template <typename C>
-Columns<C> columns_of(const Walk& walk, const Coefficients& of, int64_t channel) {
-  Columns<C> columns;
-  spread(walk, of.mean.data() + channel, columns.mean);
-  spread(walk, of.scale.data() + channel, columns.scale);
-  spread(walk, of.shift.data() + channel, columns.shift);
+template <typename T, typename S>
+Columns<Compute<T>> columns_of(const Walk& walk, const Coefficients& of, int64_t channel) {
+  Columns<Compute<T>> columns;
+  spread(walk, kPaired<T, S>, of.mean.data() + channel, columns.mean);
+  spread(walk, kPaired<T, S>, of.scale.data() + channel, columns.scale);
+  spread(walk, kPaired<T, S>, of.shift.data() + channel, columns.shift);
   return columns;
 }
 
@@ -77,7 +77,7 @@ void apply(const GroupNormFilm& problem, const T* x, const double* mean, const d
       const Channel<C> channel = channel_of<C>(of, static_cast<size_t>(chunk.channel));
       return film(problem.silu, in.at(0), channel, out.at(0), chunk.count);
     }
-    const Columns<C> columns = columns_of<C>(walk, of, chunk.channel);
+    const Columns<C> columns = columns_of<T, S>(walk, of, chunk.channel);
     Scratch<C> room;
     for_each_tile(walk, chunk.count, [&](int64_t voxel, int64_t count) {
       const auto part = [&](const auto* from, int64_t first, int64_t rows, int64_t lanes) {
@@ -112,7 +112,7 @@ Sums pull_back(const GroupNormFilm& problem, const S* dy, const T* x, const Coef
         sums(problem.silu, in.at(voxel), grad.at(voxel), channel, out.at(voxel), one, two, count);
       });
     }
-    const Columns<C> columns = columns_of<C>(walk, of, chunk.channel);
+    const Columns<C> columns = columns_of<T, S>(walk, of, chunk.channel);
     Scratch<C> room, ones(static_cast<size_t>((kPaired<T, S> ? 2 : 1) * walk.lanes())), twos(ones.size());
     for_each_tile(walk, chunk.count, [&](int64_t voxel, int64_t count) {
       const auto part = [&](const auto* from, int64_t first, int64_t rows, int64_t lanes) {
@@ -193,9 +193,9 @@ void gradient_of_x(const GroupNormFilm& problem, const S* dz, const T* x, const 
       channel.slope = rounded<C>(back.slope[static_cast<size_t>(chunk.channel)]);
       return gradient(in.at(0), grad.at(0), channel, out.at(0), chunk.count);
     }
-    Columns<C> columns = columns_of<C>(walk, of, chunk.channel);
-    spread(walk, back.offset.data() + chunk.channel, columns.offset);
-    spread(walk, back.slope.data() + chunk.channel, columns.slope);
+    Columns<C> columns = columns_of<T, S>(walk, of, chunk.channel);
+    spread(walk, kPaired<T, S>, back.offset.data() + chunk.channel, columns.offset);
+    spread(walk, kPaired<T, S>, back.slope.data() + chunk.channel, columns.slope);
     Scratch<C> room, sum;
     for_each_tile(walk, chunk.count, [&](int64_t voxel, int64_t count) {
       const auto tile = [&](const auto* from, auto* to) {

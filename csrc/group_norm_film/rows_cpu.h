@@ -10,187 +10,190 @@
 #include "common/floats.h"
 #include "common/multiversion.h"
 #include "common/scratch.h"
+#include "group_norm_film/vectors_cpu.h"
 
 namespace atlas_kernels {
 namespace {
 
-// What a number needs to know of its channel.
+constexpr int64_t kAligned = 32;  // numbers, of which a row of channels side by side is a multiple
+
+// What a number, or a vector of them, needs to know of its channel.
 template <typename C>
 struct Channel {
   C mean, scale, shift, slope, offset;
 };
 
-// The same of each number of a row, where channels lie side by side: a row's numbers, and behind them once
-// more those of even places and those of odd ones, so that no loop over pairs has to sort them.
+// The same of each number of a row, where channels lie side by side: a row's numbers, and behind them, for
+// pairs, once more those of even places and those of odd ones, so that no loop has to sort them.
 template <typename C>
 struct Columns {
   Scratch<C> mean, scale, shift, slope, offset;
 };
 
-// ---- of one number: S is what the result is rounded to ------------------------------------------
+// ---- of numbers side by side: S is what the result is rounded to ----------------------------------
 
-template <bool silu, typename S, typename C>
-ATLAS_INLINE C film_of(C x, const Channel<C>& of) {
-  const C z = (x - of.mean) * of.scale + of.shift;
+template <bool silu, typename S, typename Value>
+ATLAS_INLINE Value film_of(Value x, const Channel<Value>& of) {
+  const Value z = (x - of.mean) * of.scale + of.shift;
   if constexpr (!silu) return z;
-  return z * sigmoid<S>(z);
+  return z * sigmoid<S, false>(z);
 }
 
 // dL/dz from dL/dy, y = act(z).
-template <bool silu, typename S, typename C>
-ATLAS_INLINE C pull_back(C dy, C deviation, const Channel<C>& of) {
+template <bool silu, typename S, typename Value>
+ATLAS_INLINE Value pull_back(Value dy, Value deviation, const Channel<Value>& of) {
   if constexpr (!silu) return dy;
-  const C z = deviation * of.scale + of.shift, s = sigmoid<S>(z);
+  const Value z = deviation * of.scale + of.shift, s = sigmoid<S, true>(z);
   return dy * (s + s * (z - z * s));
 }
 
-template <typename C>
-ATLAS_INLINE C gradient_of(C x, C dz, const Channel<C>& of) {
+template <typename Value>
+ATLAS_INLINE Value gradient_of(Value x, Value dz, const Channel<Value>& of) {
   return (of.scale * dz - of.offset) - (x - of.mean) * of.slope;
 }
 
-// ---- how numbers are read and written ------------------------------------------------------------
+// ---- vectors -------------------------------------------------------------------------------------
 
-// bfloat16 goes two by two (common/floats.h), everything else one by one.
+// bfloat16 goes two by two, everything else one by one.
 template <typename A, typename B>
 constexpr bool kPaired = std::is_same_v<A, bfloat16> && std::is_same_v<B, bfloat16>;
 
-template <bool paired, typename C>
-using Value = std::conditional_t<paired, Two, C>;
+// Numbers of A beside such of B, in vectors of some bytes.
+template <int64_t bytes, typename A, typename B>
+struct Wide {
+  using C = Compute<A>;
+  using V = Vector<C, bytes>;
+  static constexpr bool paired = kPaired<A, B>;
+  using Value = std::conditional_t<paired, Two<V>, V>;
+  static constexpr int64_t step = kNumbers<V> * (paired ? 2 : 1);
+  static_assert(kAligned % step == 0, "a row's columns are read in whole vectors");
 
-// Number i, or pair i.
-template <bool paired, typename T>
-ATLAS_INLINE auto take(const T* from, int64_t i) {
-  if constexpr (paired) {
-    return widen_pair(from + 2 * i);
-  } else {
-    return widen(from[i]);
-  }
-}
+  template <typename T, typename Part>
+  ATLAS_INLINE static Value take(const T* from, Part part) { return Storage<Value>::read(from, part); }
+  template <typename T, typename Part>
+  ATLAS_INLINE static void put(Value value, T* to, Part part) { Storage<Value>::write(value, to, part); }
 
-// Number i of a row of that many lanes, or pair i: see Columns.
-template <bool paired, typename C>
-ATLAS_INLINE Value<paired, C> column(const C* columns, int64_t lanes, int64_t i) {
-  if constexpr (paired) {
-    return {columns[lanes + i], columns[lanes + lanes / 2 + i]};
-  } else {
-    return columns[i];
+  ATLAS_INLINE static Value all(C value) {
+    const V same = V{} + value;
+    if constexpr (paired) return {same, same}; else return same;
   }
-}
+  ATLAS_INLINE static Channel<Value> all(const Channel<C>& of) {
+    return {all(of.mean), all(of.scale), all(of.shift), all(of.slope), all(of.offset)};
+  }
 
-template <bool paired, typename C, typename T>
-ATLAS_INLINE void put(C value, T* to, int64_t i) {
-  if constexpr (paired) {
-    narrow_pair(value, to + 2 * i);
-  } else {
-    narrow(value, to[i]);
+  // What belongs to the numbers from i on of a row of that many lanes: see Columns.
+  ATLAS_INLINE static Value column(const C* columns, int64_t lanes, int64_t i) {
+    if constexpr (paired) {
+      const C* even = columns + lanes + i / 2;
+      return {words_at<V>(even, All()), words_at<V>(even + lanes / 2, All())};
+    } else {
+      return words_at<V>(columns + i, All());
+    }
   }
-}
+  ATLAS_INLINE static void add_to_column(Value value, C* columns, int64_t lanes, int64_t i) {
+    if constexpr (paired) {
+      C* even = columns + lanes + i / 2;
+      set_words(words_at<V>(even, All()) + value.low, even, All());
+      set_words(words_at<V>(even + lanes / 2, All()) + value.high, even + lanes / 2, All());
+    } else {
+      set_words(words_at<V>(columns + i, All()) + value, columns + i, All());
+    }
+  }
 
-template <bool paired, typename C>
-ATLAS_INLINE void add_to_column(Value<paired, C> value, C* columns, int64_t lanes, int64_t i) {
-  if constexpr (paired) {
-    columns[lanes + i] += value.low;
-    columns[lanes + lanes / 2 + i] += value.high;
-  } else {
-    columns[i] += value;
+  ATLAS_INLINE static double sum(Value value) {
+    if constexpr (paired) return sum_of(value.low + value.high); else return sum_of(value);
   }
-}
+  ATLAS_INLINE static double sum_of(V value) {
+    double sum = 0;
+    for (int64_t i = 0; i < kNumbers<V>; ++i) sum += static_cast<double>(value[i]);
+    return sum;
+  }
 
-// Calls loop(paired, first, end) for numbers 0 to n, or for their pairs and then for an odd one.
-template <bool paired, typename Loop>
-ATLAS_INLINE void in_pairs(int64_t n, const Loop& loop) {
-  if constexpr (paired) {
-    loop(std::true_type(), int64_t(0), n / 2);
-    if (n % 2) loop(std::false_type(), n - 1, n);
-  } else {
-    loop(std::false_type(), int64_t(0), n);
+  // Calls loop(first number, part) for one value after the other.
+  template <typename Loop>
+  ATLAS_INLINE static void over(int64_t n, const Loop& loop) {
+    int64_t i = 0;
+    for (; i + step <= n; i += step) loop(i, All());
+    if (i < n) loop(i, First{n - i});
   }
-}
+
+  // Calls loop(rows, first row, i, part) for each value of some rows at a time, which share what is read of the
+  // columns. Where they are more than a few hundred bytes, the processor no longer sees a stream of memory, and
+  // one row at a time is faster; pairs, which have more to share, bear a few more.
+  template <typename Loop>
+  ATLAS_INLINE static void over_rows(int64_t rows, int64_t lanes, const Loop& loop) {
+    constexpr int64_t together = paired ? 4 : 2, most = paired ? 1280 : 512;  // bytes
+    int64_t row = 0;
+    if (lanes * together * static_cast<int64_t>(sizeof(A)) <= most) {
+      for (; row + together <= rows; row += together) {
+        over(lanes, [&](int64_t i, auto part) ATLAS_INLINED {
+          loop(std::make_integer_sequence<int64_t, together>(), row * lanes, i, part);
+        });
+      }
+    }
+    for (; row < rows; ++row) {
+      over(lanes, [&](int64_t i, auto part) ATLAS_INLINED {
+        loop(std::make_integer_sequence<int64_t, 1>(), row * lanes, i, part);
+      });
+    }
+  }
+};
 
 // ---- of one channel ------------------------------------------------------------------------------
 
-template <bool paired, typename C>
-ATLAS_INLINE Channel<Value<paired, C>> of_value(const Channel<C>& of) {
-  if constexpr (paired) {
-    return {{of.mean, of.mean}, {of.scale, of.scale}, {of.shift, of.shift}, {of.slope, of.slope},
-            {of.offset, of.offset}};
-  } else {
-    return of;
-  }
-}
-
-template <bool silu, typename A, typename B>
+template <int64_t bytes, bool silu, typename A, typename B>
 ATLAS_INLINE void film_channel(const A* x, const Channel<Compute<A>>& channel, B* y, int64_t n) {
-  in_pairs<kPaired<A, B>>(n, [&](auto pair, int64_t first, int64_t end) ATLAS_INLINED {
-    constexpr bool p = pair();
-    const auto of = of_value<p>(channel);
-    ATLAS_INDEPENDENT
-    for (int64_t i = first; i < end; ++i) put<p>(film_of<silu, B>(take<p>(x, i), of), y, i);
+  using W = Wide<bytes, A, B>;
+  const auto of = W::all(channel);
+  W::over(n, [&](int64_t i, auto part) ATLAS_INLINED {
+    W::put(film_of<silu, B>(W::take(x + i, part), of), y + i, part);
   });
 }
 
-// Halves apart: a loop that adds up does not become vectors where it computes with pairs.
-template <bool silu, typename A, typename B>
-ATLAS_INLINE void sums_channel(const A* x, const B* dy, const Channel<Compute<A>>& of, B* dz, double* one,
+template <int64_t bytes, bool silu, typename A, typename B>
+ATLAS_INLINE void sums_channel(const A* x, const B* dy, const Channel<Compute<A>>& channel, B* dz, double* one,
                                double* two, int64_t n) {
-  using C = Compute<A>;
-  in_pairs<kPaired<A, B>>(n, [&](auto pair, int64_t first, int64_t end) ATLAS_INLINED {
-    constexpr bool p = pair();
-    C sum = 0, product = 0;
-    ATLAS_REDUCTION(sum, product)
-    for (int64_t i = first; i < end; ++i) {
-      const auto in = take<p>(x, i);
-      const auto grad = take<p>(dy, i);
-      if constexpr (p) {
-        const float d = in.low - of.mean, e = in.high - of.mean;
-        const float low = pull_back<silu, B>(grad.low, d, of);
-        const float high = pull_back<silu, B>(grad.high, e, of);
-        put<p>(Two{low, high}, dz, i);
-        sum += low + high;
-        product += low * d + high * e;
-      } else {
-        const C d = in - of.mean, pulled = pull_back<silu, B>(C(grad), d, of);
-        put<p>(pulled, dz, i);
-        sum += pulled;
-        product += pulled * d;
-      }
-    }
-    *one += static_cast<double>(sum);
-    *two += static_cast<double>(product);
+  using W = Wide<bytes, A, B>;
+  const auto of = W::all(channel);
+  typename W::Value sum{}, product{};
+  W::over(n, [&](int64_t i, auto part) ATLAS_INLINED {
+    const auto d = W::take(x + i, part) - of.mean;
+    const auto pulled = kept(pull_back<silu, B>(W::take(dy + i, part), d, of), part);
+    W::put(pulled, dz + i, part);
+    sum = sum + pulled;
+    product = product + pulled * d;
   });
+  *one += W::sum(sum);
+  *two += W::sum(product);
 }
 
-template <typename A, typename B>
+template <int64_t bytes, typename A, typename B>
 ATLAS_INLINE void gradient_channel(const A* x, const B* dz, const Channel<Compute<A>>& channel, A* dx,
                                    int64_t n) {
-  in_pairs<kPaired<A, B>>(n, [&](auto pair, int64_t first, int64_t end) ATLAS_INLINED {
-    constexpr bool p = pair();
-    const auto of = of_value<p>(channel);
-    ATLAS_INDEPENDENT
-    for (int64_t i = first; i < end; ++i) {
-      put<p>(gradient_of(take<p>(x, i), take<p>(dz, i), of), dx, i);
-    }
+  using W = Wide<bytes, A, B>;
+  const auto of = W::all(channel);
+  W::over(n, [&](int64_t i, auto part) ATLAS_INLINED {
+    W::put(gradient_of(W::take(x + i, part), W::take(dz + i, part), of), dx + i, part);
   });
 }
 
 // ---- of channels side by side --------------------------------------------------------------------
 
 // What belongs to the columns. Plain addresses: what is written could else be those in Columns.
-template <typename C>
+template <typename W>
 struct At {
+  using C = typename W::C;
+  using Value = typename W::Value;
   explicit At(const Columns<C>& of)
-      : lanes(static_cast<int64_t>(of.mean.size()) / 2), mean(of.mean.data()), scale(of.scale.data()), shift(of.shift.data()), slope(of.slope.data()),
-        offset(of.offset.data()) {}
+      : lanes(static_cast<int64_t>(of.mean.size()) / 2), mean(of.mean.data()), scale(of.scale.data()),
+        shift(of.shift.data()), slope(of.slope.data()), offset(of.offset.data()) {}
 
-  template <bool paired>
-  ATLAS_INLINE Channel<Value<paired, C>> film(int64_t i) const {
-    return {column<paired>(mean, lanes, i), column<paired>(scale, lanes, i), column<paired>(shift, lanes, i), {}, {}};
+  ATLAS_INLINE Channel<Value> film(int64_t i) const {
+    return {W::column(mean, lanes, i), W::column(scale, lanes, i), W::column(shift, lanes, i), Value(), Value()};
   }
-  template <bool paired>
-  ATLAS_INLINE Channel<Value<paired, C>> gradient(int64_t i) const {
-    return {column<paired>(mean, lanes, i), column<paired>(scale, lanes, i), {}, column<paired>(slope, lanes, i),
-            column<paired>(offset, lanes, i)};
+  ATLAS_INLINE Channel<Value> gradient(int64_t i) const {
+    return {W::column(mean, lanes, i), W::column(scale, lanes, i), Value(), W::column(slope, lanes, i),
+            W::column(offset, lanes, i)};
   }
 
   int64_t lanes;  // of a whole row
@@ -203,76 +206,50 @@ ATLAS_INLINE void each(std::integer_sequence<int64_t, row...>, int64_t lanes, co
   (body(row * lanes), ...);
 }
 
-// Calls column(paired, rows, first number, i) for each column, or pair of them, of some rows at a time, which
-// share what is read of it. Where they are more than a few hundred bytes, the processor no longer sees a stream
-// of memory, and one row at a time is faster; pairs, which have more to share, bear a few more.
-template <typename A, typename B, typename Column>
-ATLAS_INLINE void over_rows(int64_t rows, int64_t lanes, const Column& column) {
-  constexpr bool pairs = kPaired<A, B>;
-  constexpr int64_t together = pairs ? 4 : 2, most = pairs ? 1280 : 512;  // bytes
-  int64_t row = 0;
-  if (lanes * together * static_cast<int64_t>(sizeof(A)) <= most) {
-    for (; row + together <= rows; row += together) {
-      in_pairs<pairs>(lanes, [&](auto pair, int64_t first, int64_t end) ATLAS_INLINED {
-        ATLAS_INDEPENDENT
-        for (int64_t i = first; i < end; ++i) {
-          column(pair, std::make_integer_sequence<int64_t, together>(), row * lanes, i);
-        }
-      });
-    }
-  }
-  for (; row < rows; ++row) {
-    in_pairs<pairs>(lanes, [&](auto pair, int64_t first, int64_t end) ATLAS_INLINED {
-      ATLAS_INDEPENDENT
-      for (int64_t i = first; i < end; ++i) {
-        column(pair, std::make_integer_sequence<int64_t, 1>(), row * lanes, i);
-      }
-    });
-  }
-}
-
-template <bool silu, typename A, typename B>
+template <int64_t bytes, bool silu, typename A, typename B>
 ATLAS_INLINE void film_columns(const A* x, const Columns<Compute<A>>& columns, B* y, int64_t rows,
                                int64_t lanes) {
-  const At<Compute<A>> at(columns);
-  over_rows<A, B>(rows, lanes, [&](auto pair, auto some, int64_t from, int64_t i) ATLAS_INLINED {
-    constexpr bool p = pair();
-    const auto of = at.template film<p>(i);
+  using W = Wide<bytes, A, B>;
+  const At<W> at(columns);
+  W::over_rows(rows, lanes, [&](auto some, int64_t from, int64_t i, auto part) ATLAS_INLINED {
+    const auto of = at.film(i);
     each(some, lanes, [&](int64_t row) ATLAS_INLINED {
-      put<p>(film_of<silu, B>(take<p>(x + from + row, i), of), y + from + row, i);
+      W::put(film_of<silu, B>(W::take(x + from + row + i, part), of), y + from + row + i, part);
     });
   });
 }
 
-template <bool silu, typename A, typename B>
+template <int64_t bytes, bool silu, typename A, typename B>
 ATLAS_INLINE void sums_columns(const A* x, const B* dy, const Columns<Compute<A>>& columns, B* dz,
                                Compute<A>* one, Compute<A>* two, int64_t rows, int64_t lanes) {
-  const At<Compute<A>> at(columns);
-  over_rows<A, B>(rows, lanes, [&](auto pair, auto some, int64_t from, int64_t i) ATLAS_INLINED {
-    constexpr bool p = pair();
-    const auto of = at.template film<p>(i);
-    Value<p, Compute<A>> sum{}, product{};
+  using W = Wide<bytes, A, B>;
+  const At<W> at(columns);
+  W::over_rows(rows, lanes, [&](auto some, int64_t from, int64_t i, auto part) ATLAS_INLINED {
+    const auto of = at.film(i);
+    typename W::Value sum{}, product{};
     each(some, lanes, [&](int64_t row) ATLAS_INLINED {
-      const auto d = take<p>(x + from + row, i) - of.mean;
-      const auto pulled = pull_back<silu, B>(take<p>(dy + from + row, i), d, of);
-      put<p>(pulled, dz + from + row, i);
+      const int64_t first = from + row + i;
+      const auto d = W::take(x + first, part) - of.mean;
+      const auto pulled = kept(pull_back<silu, B>(W::take(dy + first, part), d, of), part);
+      W::put(pulled, dz + first, part);
       sum = sum + pulled;
       product = product + pulled * d;
     });
-    add_to_column<p>(sum, one, at.lanes, i);
-    add_to_column<p>(product, two, at.lanes, i);
+    W::add_to_column(sum, one, at.lanes, i);
+    W::add_to_column(product, two, at.lanes, i);
   });
 }
 
-template <typename A, typename B>
+template <int64_t bytes, typename A, typename B>
 ATLAS_INLINE void gradient_columns(const A* x, const B* dz, const Columns<Compute<A>>& columns, A* dx,
                                    int64_t rows, int64_t lanes) {
-  const At<Compute<A>> at(columns);
-  over_rows<A, B>(rows, lanes, [&](auto pair, auto some, int64_t from, int64_t i) ATLAS_INLINED {
-    constexpr bool p = pair();
-    const auto of = at.template gradient<p>(i);
+  using W = Wide<bytes, A, B>;
+  const At<W> at(columns);
+  W::over_rows(rows, lanes, [&](auto some, int64_t from, int64_t i, auto part) ATLAS_INLINED {
+    const auto of = at.gradient(i);
     each(some, lanes, [&](int64_t row) ATLAS_INLINED {
-      put<p>(gradient_of(take<p>(x + from + row, i), take<p>(dz + from + row, i), of), dx + from + row, i);
+      const int64_t first = from + row + i;
+      W::put(gradient_of(W::take(x + first, part), W::take(dz + first, part), of), dx + first, part);
     });
   });
 }
@@ -346,36 +323,26 @@ ATLAS_INLINE void scatter_row(const Compute<T>* from, int64_t row, int64_t inner
 
 // The same as plain functions, compiled once for each level of the instruction set. x and dx are of A, y,
 // dy and dz of B.
-#define ATLAS_ROWS(A, B)                                                                             \
-  ATLAS_MULTIVERSION void film(bool silu, const A* x, const Columns<Compute<A>>& columns, B* y,      \
-                               int64_t rows, int64_t lanes) {                                        \
-    silu ? film_columns<true>(x, columns, y, rows, lanes)                                            \
-         : film_columns<false>(x, columns, y, rows, lanes);                                          \
-  }                                                                                                  \
-  [[maybe_unused]] ATLAS_MULTIVERSION void film(bool silu, const A* x, Channel<Compute<A>> of, B* y, \
-                                                int64_t n) {                                         \
-    silu ? film_channel<true>(x, of, y, n) : film_channel<false>(x, of, y, n);                       \
-  }                                                                                                  \
-  ATLAS_MULTIVERSION void sums(bool silu, const A* x, const B* dy,                                   \
-                               const Columns<Compute<A>>& columns, B* dz, Compute<A>* one,           \
-                               Compute<A>* two, int64_t rows, int64_t lanes) {                       \
-    silu ? sums_columns<true>(x, dy, columns, dz, one, two, rows, lanes)                             \
-         : sums_columns<false>(x, dy, columns, dz, one, two, rows, lanes);                           \
-  }                                                                                                  \
-  [[maybe_unused]] ATLAS_MULTIVERSION void sums(bool silu, const A* x, const B* dy,                  \
-                                                Channel<Compute<A>> of, B* dz, double* one,          \
-                                                double* two, int64_t n) {                            \
-    silu ? sums_channel<true>(x, dy, of, dz, one, two, n)                                            \
-         : sums_channel<false>(x, dy, of, dz, one, two, n);                                          \
-  }                                                                                                  \
-  ATLAS_MULTIVERSION void gradient(const A* x, const B* dz, const Columns<Compute<A>>& columns,      \
-                                   A* dx, int64_t rows, int64_t lanes) {                             \
-    gradient_columns(x, dz, columns, dx, rows, lanes);                                               \
-  }                                                                                                  \
-  [[maybe_unused]] ATLAS_MULTIVERSION void gradient(const A* x, const B* dz, Channel<Compute<A>> of, \
-                                                    A* dx, int64_t n) {                              \
-    gradient_channel(x, dz, of, dx, n);                                                              \
-  }
+#define ATLAS_ROWS(A, B)                                                                              \
+  ATLAS_LEVELS(void film(bool silu, const A* x, const Columns<Compute<A>>& columns, B* y,             \
+                         int64_t rows, int64_t lanes),                                                \
+               silu ? film_columns<kBytes, true>(x, columns, y, rows, lanes)                          \
+                    : film_columns<kBytes, false>(x, columns, y, rows, lanes))                        \
+  ATLAS_LEVELS(void film(bool silu, const A* x, Channel<Compute<A>> of, B* y, int64_t n),             \
+               silu ? film_channel<kBytes, true>(x, of, y, n) : film_channel<kBytes, false>(x, of, y, n)) \
+  ATLAS_LEVELS(void sums(bool silu, const A* x, const B* dy, const Columns<Compute<A>>& columns,      \
+                         B* dz, Compute<A>* one, Compute<A>* two, int64_t rows, int64_t lanes),       \
+               silu ? sums_columns<kBytes, true>(x, dy, columns, dz, one, two, rows, lanes)           \
+                    : sums_columns<kBytes, false>(x, dy, columns, dz, one, two, rows, lanes))         \
+  ATLAS_LEVELS(void sums(bool silu, const A* x, const B* dy, Channel<Compute<A>> of, B* dz,           \
+                         double* one, double* two, int64_t n),                                        \
+               silu ? sums_channel<kBytes, true>(x, dy, of, dz, one, two, n)                          \
+                    : sums_channel<kBytes, false>(x, dy, of, dz, one, two, n))                        \
+  ATLAS_LEVELS(void gradient(const A* x, const B* dz, const Columns<Compute<A>>& columns, A* dx,      \
+                             int64_t rows, int64_t lanes),                                            \
+               gradient_columns<kBytes>(x, dz, columns, dx, rows, lanes))                             \
+  ATLAS_LEVELS(void gradient(const A* x, const B* dz, Channel<Compute<A>> of, A* dx, int64_t n),      \
+               gradient_channel<kBytes>(x, dz, of, dx, n))
 
 #define ATLAS_STATISTICS(A)                                                                        \
   ATLAS_MULTIVERSION void sum_columns(const A* x, int64_t rows, int64_t lanes, Compute<A>* sum) {  \

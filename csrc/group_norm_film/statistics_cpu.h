@@ -42,7 +42,7 @@ void chunk_statistics(const Walk& walk, const Rows<const T>& x, const Chunk& chu
   for (int64_t c = 0; c < walk.inner; ++c) {
     mean[c] = static_cast<double>(rounded<C>(mean[c] / static_cast<double>(some)));
   }
-  spread(walk, mean, centre);
+  spread(walk, false, mean, centre);
 
   Scratch<double> off(walk.inner);
   std::fill_n(m2, walk.inner, 0.0);

@@ -25,12 +25,13 @@ namespace {
 constexpr int64_t kLanes = 64;                // numbers in a row, at least
 constexpr int64_t kTileRows = 64;             // rows that are passed over at once
 constexpr int64_t kChunk = int64_t(1) << 15;  // numbers that one thread takes at a time, about
+constexpr int64_t kChunkRows = 16;            // and at least so many rows, or the columns would be most of the work
 
-// The smallest power of two that is at least n.
-int64_t power_of_two(int64_t n) {
-  int64_t power = 1;
-  while (power < n) power *= 2;
-  return power;
+// The smallest power of two of voxels that makes a row.
+int64_t row_of(int64_t inner) {
+  int64_t voxels = 1;
+  while (voxels * inner < kLanes || voxels * inner % kAligned != 0) voxels *= 2;
+  return voxels;
 }
 
 struct Walk {
@@ -38,8 +39,8 @@ struct Walk {
       : outer(problem.channels_last ? problem.samples : problem.samples * problem.channels),
         voxels(problem.voxels),
         inner(problem.channels_last ? problem.channels : 1),
-        row_voxels(power_of_two((kLanes + inner - 1) / inner)),
-        chunk_voxels(std::max(row_voxels, kChunk / inner / row_voxels * row_voxels)),
+        row_voxels(row_of(inner)),
+        chunk_voxels(std::max(kChunkRows, kChunk / lanes()) * row_voxels),
         chunks((voxels + chunk_voxels - 1) / chunk_voxels) {}
 
   int64_t lanes() const { return row_voxels * inner; }
@@ -120,16 +121,16 @@ C rounded(double value) {
   return std::isnan(value) ? std::numeric_limits<C>::quiet_NaN() : static_cast<C>(value);
 }
 
-// A number a channel -> the columns of a row and their pairs, see Columns; and sums of the columns, which are 0
+// A number a channel -> the columns of a row, and their pairs, see Columns; and sums of the columns, which are 0
 // after that, added to those of the channels. Both go by halves (row_voxels is a power of two), so that they are
 // long loops even for one channel.
 template <typename C>
-void spread(const Walk& walk, const double* channels, Scratch<C>& columns) {
+void spread(const Walk& walk, bool pairs, const double* channels, Scratch<C>& columns) {
   const int64_t lanes = walk.lanes(), half = lanes / 2;
-  columns.resize(2 * lanes);
+  columns.resize(static_cast<size_t>(pairs ? 2 * lanes : lanes));
   for (int64_t c = 0; c < walk.inner; ++c) columns[c] = rounded<C>(channels[c]);
   for (int64_t n = walk.inner; n < lanes; n *= 2) std::copy_n(columns.data(), n, columns.data() + n);
-  for (int64_t i = 0; i < half; ++i) {
+  for (int64_t i = 0; pairs && i < half; ++i) {
     columns[lanes + i] = columns[2 * i];
     columns[lanes + half + i] = columns[2 * i + 1];
   }

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import functools
 import math
+import platform
+import subprocess
 from collections.abc import Iterator
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +16,7 @@ import torch
 
 import atlas_kernels
 from atlas_kernels.group_norm_film.op import TABLE
+from tests.support import ROOT, require_tool
 
 from .cases import (
     LAYER_CASES,
@@ -493,6 +497,30 @@ def test_bad_input_gets_one_clear_sentence(changes: dict, message: str, name: st
 def test_an_unknown_backend() -> None:
     with pytest.raises(ValueError, match="backend must be one of auto, cpu, .* got 'abacus'"):
         attempt(backend="abacus")
+
+
+@pytest.mark.parametrize(
+    ("vector", "level"), [(16, ""), (32, "x86-64-v3"), (64, "x86-64-v4")], ids=["16", "32", "64"]
+)
+def test_vectors_of_other_processors(vector: int, level: str, tmp_path: Path) -> None:
+    """Values and gradients with rests of every kind, beside those of the same code in double."""
+    if level and platform.machine() not in ("x86_64", "AMD64"):
+        pytest.skip("a level of x86-64")
+    csrc, program = ROOT / "csrc", tmp_path / "levels"
+    sources = [Path(__file__).with_name("norm_levels.cpp"), csrc / "common" / "parallel.cpp"]
+    sources += csrc.glob("group_norm_film/*_cpu.cpp")
+    flags = ["-std=c++17", "-O1", "-w", "-pthread", f"-I{csrc}", f"-DATLAS_VECTOR={vector}"]
+    flags += [f"-march={level}"] if level else []
+    command = [require_tool("g++"), *flags, *map(str, sources), "-ldl", "-o", str(program)]
+    subprocess.run(command, check=True)
+    printed = subprocess.run([program], check=True, capture_output=True, text=True).stdout
+    if printed == "none\n":
+        pytest.skip("not on this processor")
+    dtypes = (torch.float32, torch.bfloat16, torch.float16)
+    for dtype, line in zip(dtypes, printed.splitlines(), strict=True):
+        y, dx, parameters = map(float, line.split())
+        assert max(y, dx) <= LAYER_TOLERANCE[dtype], dtype
+        assert parameters <= 10 * LAYER_TOLERANCE[torch.float32], dtype
 
 
 @pytest.mark.parametrize("name", ["auto", *NAMES])
