@@ -9,6 +9,7 @@
 #include <mutex>
 #include <system_error>
 #include <thread>
+#include <vector>
 
 #if !defined(_WIN32)
 #include <dlfcn.h>
@@ -19,21 +20,20 @@
 namespace atlas_kernels {
 namespace {
 
-// One call of parallel_for: threads draw item numbers until none is left.
+// One call: threads draw item numbers, each from a share of its own while it lasts, until none is left.
 class Job {
  public:
-  Job(int64_t items, const std::function<void(int64_t)>& body) : items_(items), body_(body) {}
+  Job(int64_t items, int shares, bool back, const std::function<void(int64_t)>& body)
+      : back_(back), body_(body), shares_(static_cast<size_t>(shares)) {
+    for (int s = 0; s < shares; ++s) {
+      shares_[s].begin = items * s / shares;
+      shares_[s].size = items * (s + 1) / shares - shares_[s].begin;
+    }
+  }
 
   void work() {
-    for (int64_t i = next_++; i < items_; i = next_++) {
-      try {
-        body_(i);
-      } catch (...) {
-        next_ = items_;  // nobody starts another item
-        std::lock_guard<std::mutex> lock(mutex_);
-        if (!error_) error_ = std::current_exception();
-      }
-    }
+    const size_t own = claim();
+    for (size_t k = 0; k < shares_.size(); ++k) draw(shares_[(own + k) % shares_.size()]);
   }
 
   void rethrow() const {
@@ -41,9 +41,37 @@ class Job {
   }
 
  private:
-  const int64_t items_;
+  struct alignas(64) Share {
+    int64_t begin, size;
+    std::atomic<int64_t> next{0};
+    std::atomic<bool> taken{false};
+  };
+
+  // The share that this thread had in the last job, if nobody has it.
+  size_t claim() {
+    static thread_local size_t had = 0;
+    for (size_t k = 0; k < shares_.size(); ++k) {
+      const size_t share = (had + k) % shares_.size();
+      if (!shares_[share].taken.exchange(true)) return had = share;
+    }
+    return 0;
+  }
+
+  void draw(Share& share) {
+    for (int64_t i = share.next++; i < share.size; i = share.next++) {
+      try {
+        body_(share.begin + (back_ ? share.size - 1 - i : i));
+      } catch (...) {
+        for (Share& other : shares_) other.next = other.size;  // nobody starts another item
+        std::lock_guard<std::mutex> lock(mutex_);
+        if (!error_) error_ = std::current_exception();
+      }
+    }
+  }
+
+  const bool back_;
   const std::function<void(int64_t)>& body_;
-  std::atomic<int64_t> next_{0};
+  std::vector<Share> shares_;
   std::mutex mutex_;
   std::exception_ptr error_;
 };
@@ -153,18 +181,33 @@ Teams& teams() {
 
 }  // namespace
 
-void parallel_for(int64_t items, int threads, const std::function<void(int64_t)>& body) {
-  Job job(items, body);
-  const int team = static_cast<int>(std::min<int64_t>(threads, items));
+namespace {
+
+void run(Job& job, int team, int threads) {
   if (team <= 1) {
     job.work();
-  } else if (const OpenMP run = teams().openmp()) {
+  } else if (const OpenMP openmp = teams().openmp()) {
     // As large as torch's own regions: the library ends and starts threads where the number changes.
-    run([](void* of) { static_cast<Job*>(of)->work(); }, &job, static_cast<unsigned>(threads), 0);
+    openmp([](void* of) { static_cast<Job*>(of)->work(); }, &job, static_cast<unsigned>(threads), 0);
   } else {
     teams().pool->run(job, team - 1);
   }
   job.rethrow();
+}
+
+int team_of(int64_t items, int threads) { return static_cast<int>(std::min<int64_t>(threads, items)); }
+
+}  // namespace
+
+void parallel_for(int64_t items, int threads, const std::function<void(int64_t)>& body) {
+  Job job(items, 1, false, body);
+  run(job, team_of(items, threads), threads);
+}
+
+void parallel_shares(int64_t items, int threads, bool back, const std::function<void(int64_t)>& body) {
+  const int team = team_of(items, threads);
+  Job job(items, std::max(team, 1), back, body);
+  run(job, team, threads);
 }
 
 }  // namespace atlas_kernels

@@ -18,4 +18,9 @@ namespace atlas_kernels {
 // inside a body, or while another thread is using the pool, runs on its own thread alone.
 void parallel_for(int64_t items, int threads, const std::function<void(int64_t)>& body);
 
+// The same for loops that pass over the same items in turn: a thread begins with a share of them that lie side
+// by side, the one it had in the last call, and helps the others when that is done. With `back` a share is gone
+// through from its end, where the pass before left off and the second cache still holds what was read.
+void parallel_shares(int64_t items, int threads, bool back, const std::function<void(int64_t)>& body);
+
 }  // namespace atlas_kernels

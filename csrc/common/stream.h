@@ -13,6 +13,35 @@
 
 namespace atlas_kernels {
 
+// For a loop that writes whole lines past the cache itself: other threads see them when this ends.
+class PastCache {
+ public:
+  explicit PastCache(bool past) : past_(past) {}
+  ~PastCache() {
+#if defined(ATLAS_HAS_STREAM)
+    if (past_) _mm_sfence();
+#else
+    static_cast<void>(past_);
+#endif
+  }
+  PastCache(const PastCache&) = delete;
+  PastCache& operator=(const PastCache&) = delete;
+
+  // Whether a result of so many bytes, more than the second caches hold, had better go there: a third faster on
+  // an Intel Xeon, a tenth slower on AMD's EPYCs.
+  static bool pays(int64_t bytes) {
+#if defined(ATLAS_HAS_STREAM)
+    static const bool intel = __builtin_cpu_is("intel");
+    return intel && bytes >= int64_t(1) << 22;
+#else
+    return static_cast<void>(bytes), false;
+#endif
+  }
+
+ private:
+  bool past_;
+};
+
 // Writes consecutive pieces of any length to memory of any alignment. What a piece leaves of a cache
 // line waits for the next one, so that all lines but the first and the last are written whole.
 class Stream {

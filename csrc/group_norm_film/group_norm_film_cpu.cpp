@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "common/checks.h"
+#include "common/stream.h"
 #include "group_norm_film/rows_cpu.h"
 #include "group_norm_film/statistics_cpu.h"
 #include "group_norm_film/walk_cpu.h"
@@ -64,24 +65,26 @@ Channel<C> channel_of(const Coefficients& of, size_t channel) {
 
 // ---- forward ----------------------------------------------------------------------------------
 
+// `past`: y goes past the cache.
 template <typename T, typename S>
-void apply(const GroupNormFilm& problem, const T* x, const double* mean, const double* rstd, S* y,
+void apply(const GroupNormFilm& problem, const T* x, const double* mean, const double* rstd, S* y, bool past,
            int threads) {
   using C = Compute<T>;
   const Walk walk(problem);
   const Coefficients of = coefficients(problem, mean, rstd);
-  for_each_chunk(walk, threads, [&](int64_t, const Chunk& chunk) {
+  for_each_chunk(walk, Pass::second, threads, [&](int64_t, const Chunk& chunk) {
+    const PastCache until_here(past);
     const Rows<const T> in(walk, problem.x_row, x, chunk);
     const Rows<S> out(walk, walk.inner, y, chunk);
     if (walk.inner == 1) {
       const Channel<C> channel = channel_of<C>(of, static_cast<size_t>(chunk.channel));
-      return film(problem.silu, in.at(0), channel, out.at(0), chunk.count);
+      return film(problem.silu, past, in.at(0), channel, out.at(0), chunk.count);
     }
     const Columns<C> columns = columns_of<T, S>(walk, of, chunk.channel);
     Scratch<C> room;
     for_each_tile(walk, chunk.count, [&](int64_t voxel, int64_t count) {
       const auto part = [&](const auto* from, int64_t first, int64_t rows, int64_t lanes) {
-        film(problem.silu, from, columns, out.at(voxel) + first, rows, lanes);
+        film(problem.silu, past, from, columns, out.at(voxel) + first, rows, lanes);
       };
       for_each_part_of(walk, in, voxel, count, room, part);
     });
@@ -101,7 +104,7 @@ Sums pull_back(const GroupNormFilm& problem, const S* dy, const T* x, const Coef
   using C = Compute<T>;
   const Walk walk(problem);
   std::vector<double> partial(static_cast<size_t>(walk.items() * 2 * walk.inner));
-  for_each_chunk(walk, threads, [&](int64_t item, const Chunk& chunk) {
+  for_each_chunk(walk, Pass::first, threads, [&](int64_t item, const Chunk& chunk) {
     const Rows<const T> in(walk, problem.x_row, x, chunk);
     const Rows<const S> grad(walk, walk.inner, dy, chunk);
     const Rows<S> out(walk, walk.inner, dz, chunk);
@@ -183,7 +186,7 @@ void gradient_of_x(const GroupNormFilm& problem, const S* dz, const T* x, const 
                    const Feedback& back, T* dx, bool accumulate, int threads) {
   using C = Compute<T>;
   const Walk walk(problem);
-  for_each_chunk(walk, threads, [&](int64_t, const Chunk& chunk) {
+  for_each_chunk(walk, Pass::second, threads, [&](int64_t, const Chunk& chunk) {
     const Rows<const T> in(walk, problem.x_row, x, chunk);
     const Rows<const S> grad(walk, walk.inner, dz, chunk);
     const Rows<T> out(walk, problem.x_row, dx, chunk);
@@ -295,13 +298,14 @@ void group_norm_film_apply_cpu(const GroupNormFilm& problem, const T* x, const d
   check(problem, threads);
   GroupNormFilm whole = problem;
   if (!whole.channels_last) whole.x_row = 1;
-  apply(whole, x, mean, rstd, y, threads);
+  apply(whole, x, mean, rstd, y, false, threads);
 }
 
 template <typename T>
 void group_norm_film_cpu(const GroupNormFilm& problem, const T* x, T* y, double* mean, double* rstd,
                          int threads) {
   check(problem, threads);
+  const bool past = PastCache::pays(problem.samples * problem.channels * problem.voxels * int64_t(sizeof(T)));
   for_each_round<T>(problem, [&](const Round& round) {
     const GroupNormFilm& part = round.problem;
     const auto channels = static_cast<size_t>(part.samples * part.channels);
@@ -310,7 +314,7 @@ void group_norm_film_cpu(const GroupNormFilm& problem, const T* x, T* y, double*
     double *m = mean + round.mean, *r = rstd + round.mean;
     statistics(part, in, part.channels, channel_mean.data(), channel_m2.data(), threads);
     group_statistics(part, channel_mean.data(), channel_m2.data(), part.channels, m, r);
-    apply(part, in, m, r, y + round.y, threads);
+    apply(part, in, m, r, y + round.y, past, threads);
   });
 }
 

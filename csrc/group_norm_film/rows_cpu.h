@@ -2,6 +2,7 @@
 // set. Private to group_norm_film_cpu.cpp, the only file that includes it.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
@@ -109,30 +110,31 @@ struct Wide {
     return sum;
   }
 
-  // Calls loop(first number, part) for one value after the other.
-  template <typename Loop>
-  ATLAS_INLINE static void over(int64_t n, const Loop& loop) {
-    int64_t i = 0;
-    for (; i + step <= n; i += step) loop(i, All());
+  // Calls loop(first number, part) for one value after the other, the first one of `head` numbers.
+  template <typename Whole, typename Loop>
+  ATLAS_INLINE static void over(int64_t head, int64_t n, const Loop& loop) {
+    int64_t i = std::min(head, n);
+    if (i) loop(int64_t(0), First{i});
+    for (; i + step <= n; i += step) loop(i, Whole());
     if (i < n) loop(i, First{n - i});
   }
 
   // Calls loop(rows, first row, i, part) for each value of some rows at a time, which share what is read of the
   // columns. Where they are more than a few hundred bytes, the processor no longer sees a stream of memory, and
   // one row at a time is faster; pairs, which have more to share, bear a few more.
-  template <typename Loop>
+  template <typename Whole, typename Loop>
   ATLAS_INLINE static void over_rows(int64_t rows, int64_t lanes, const Loop& loop) {
     constexpr int64_t together = paired ? 4 : 2, most = paired ? 1280 : 512;  // bytes
     int64_t row = 0;
     if (lanes * together * static_cast<int64_t>(sizeof(A)) <= most) {
       for (; row + together <= rows; row += together) {
-        over(lanes, [&](int64_t i, auto part) ATLAS_INLINED {
+        over<Whole>(0, lanes, [&](int64_t i, auto part) ATLAS_INLINED {
           loop(std::make_integer_sequence<int64_t, together>(), row * lanes, i, part);
         });
       }
     }
     for (; row < rows; ++row) {
-      over(lanes, [&](int64_t i, auto part) ATLAS_INLINED {
+      over<Whole>(0, lanes, [&](int64_t i, auto part) ATLAS_INLINED {
         loop(std::make_integer_sequence<int64_t, 1>(), row * lanes, i, part);
       });
     }
@@ -141,11 +143,18 @@ struct Wide {
 
 // ---- of one channel ------------------------------------------------------------------------------
 
-template <int64_t bytes, bool silu, typename A, typename B>
+// How many numbers lie before the first whole line of the cache, for results that go past it.
+template <typename Whole, typename T>
+ATLAS_INLINE int64_t head_of(const T* to) {
+  if constexpr (!std::is_same_v<Whole, Past>) return 0;
+  return static_cast<int64_t>((kLine - reinterpret_cast<uintptr_t>(to) % kLine) % kLine / sizeof(T));
+}
+
+template <typename Whole, int64_t bytes, bool silu, typename A, typename B>
 ATLAS_INLINE void film_channel(const A* x, const Channel<Compute<A>>& channel, B* y, int64_t n) {
   using W = Wide<bytes, A, B>;
   const auto of = W::all(channel);
-  W::over(n, [&](int64_t i, auto part) ATLAS_INLINED {
+  W::template over<Whole>(head_of<Whole>(y), n, [&](int64_t i, auto part) ATLAS_INLINED {
     W::put(film_of<silu, B>(W::take(x + i, part), of), y + i, part);
   });
 }
@@ -156,7 +165,7 @@ ATLAS_INLINE void sums_channel(const A* x, const B* dy, const Channel<Compute<A>
   using W = Wide<bytes, A, B>;
   const auto of = W::all(channel);
   typename W::Value sum{}, product{};
-  W::over(n, [&](int64_t i, auto part) ATLAS_INLINED {
+  W::template over<All>(0, n, [&](int64_t i, auto part) ATLAS_INLINED {
     const auto d = W::take(x + i, part) - of.mean;
     const auto pulled = kept(pull_back<silu, B>(W::take(dy + i, part), d, of), part);
     W::put(pulled, dz + i, part);
@@ -172,7 +181,7 @@ ATLAS_INLINE void gradient_channel(const A* x, const B* dz, const Channel<Comput
                                    int64_t n) {
   using W = Wide<bytes, A, B>;
   const auto of = W::all(channel);
-  W::over(n, [&](int64_t i, auto part) ATLAS_INLINED {
+  W::template over<All>(0, n, [&](int64_t i, auto part) ATLAS_INLINED {
     W::put(gradient_of(W::take(x + i, part), W::take(dz + i, part), of), dx + i, part);
   });
 }
@@ -206,12 +215,12 @@ ATLAS_INLINE void each(std::integer_sequence<int64_t, row...>, int64_t lanes, co
   (body(row * lanes), ...);
 }
 
-template <int64_t bytes, bool silu, typename A, typename B>
+template <typename Whole, int64_t bytes, bool silu, typename A, typename B>
 ATLAS_INLINE void film_columns(const A* x, const Columns<Compute<A>>& columns, B* y, int64_t rows,
                                int64_t lanes) {
   using W = Wide<bytes, A, B>;
   const At<W> at(columns);
-  W::over_rows(rows, lanes, [&](auto some, int64_t from, int64_t i, auto part) ATLAS_INLINED {
+  W::template over_rows<Whole>(rows, lanes, [&](auto some, int64_t from, int64_t i, auto part) ATLAS_INLINED {
     const auto of = at.film(i);
     each(some, lanes, [&](int64_t row) ATLAS_INLINED {
       W::put(film_of<silu, B>(W::take(x + from + row + i, part), of), y + from + row + i, part);
@@ -224,7 +233,7 @@ ATLAS_INLINE void sums_columns(const A* x, const B* dy, const Columns<Compute<A>
                                Compute<A>* one, Compute<A>* two, int64_t rows, int64_t lanes) {
   using W = Wide<bytes, A, B>;
   const At<W> at(columns);
-  W::over_rows(rows, lanes, [&](auto some, int64_t from, int64_t i, auto part) ATLAS_INLINED {
+  W::template over_rows<All>(rows, lanes, [&](auto some, int64_t from, int64_t i, auto part) ATLAS_INLINED {
     const auto of = at.film(i);
     typename W::Value sum{}, product{};
     each(some, lanes, [&](int64_t row) ATLAS_INLINED {
@@ -245,7 +254,7 @@ ATLAS_INLINE void gradient_columns(const A* x, const B* dz, const Columns<Comput
                                    int64_t rows, int64_t lanes) {
   using W = Wide<bytes, A, B>;
   const At<W> at(columns);
-  W::over_rows(rows, lanes, [&](auto some, int64_t from, int64_t i, auto part) ATLAS_INLINED {
+  W::template over_rows<All>(rows, lanes, [&](auto some, int64_t from, int64_t i, auto part) ATLAS_INLINED {
     const auto of = at.gradient(i);
     each(some, lanes, [&](int64_t row) ATLAS_INLINED {
       const int64_t first = from + row + i;
@@ -321,15 +330,32 @@ ATLAS_INLINE void scatter_row(const Compute<T>* from, int64_t row, int64_t inner
   }
 }
 
+// Calls run(Past()) if so wished and a vector of y is a whole line, else run(All()).
+template <int64_t bytes, typename A, typename B, typename Run>
+ATLAS_INLINE void run_past(bool past, const B* y, const Run& run) {
+  if constexpr (kHasPast && Wide<bytes, A, B>::step * sizeof(B) == kLine) {
+    if (past && reinterpret_cast<uintptr_t>(y) % sizeof(B) == 0) return run(Past());
+  }
+  run(All());
+}
+
 // The same as plain functions, compiled once for each level of the instruction set. x and dx are of A, y,
-// dy and dz of B.
+// dy and dz of B; `past`: y goes past the cache, rows of it if they begin with a line.
 #define ATLAS_ROWS(A, B)                                                                              \
-  ATLAS_LEVELS(void film(bool silu, const A* x, const Columns<Compute<A>>& columns, B* y,             \
+  ATLAS_LEVELS(void film(bool silu, bool past, const A* x, const Columns<Compute<A>>& columns, B* y,  \
                          int64_t rows, int64_t lanes),                                                \
-               silu ? film_columns<kBytes, true>(x, columns, y, rows, lanes)                          \
-                    : film_columns<kBytes, false>(x, columns, y, rows, lanes))                        \
-  ATLAS_LEVELS(void film(bool silu, const A* x, Channel<Compute<A>> of, B* y, int64_t n),             \
-               silu ? film_channel<kBytes, true>(x, of, y, n) : film_channel<kBytes, false>(x, of, y, n)) \
+               past = past && head_of<Past>(y) == 0;                                                  \
+               run_past<kBytes, A>(past, y, [&](auto whole) ATLAS_INLINED {                           \
+                 using W = decltype(whole);                                                           \
+                 silu ? film_columns<W, kBytes, true>(x, columns, y, rows, lanes)                     \
+                      : film_columns<W, kBytes, false>(x, columns, y, rows, lanes);                   \
+               }))                                                                                    \
+  ATLAS_LEVELS(void film(bool silu, bool past, const A* x, Channel<Compute<A>> of, B* y, int64_t n),  \
+               run_past<kBytes, A>(past, y, [&](auto whole) ATLAS_INLINED {                           \
+                 using W = decltype(whole);                                                           \
+                 silu ? film_channel<W, kBytes, true>(x, of, y, n)                                    \
+                      : film_channel<W, kBytes, false>(x, of, y, n);                                  \
+               }))                                                                                    \
   ATLAS_LEVELS(void sums(bool silu, const A* x, const B* dy, const Columns<Compute<A>>& columns,      \
                          B* dz, Compute<A>* one, Compute<A>* two, int64_t rows, int64_t lanes),       \
                silu ? sums_columns<kBytes, true>(x, dy, columns, dz, one, two, rows, lanes)           \

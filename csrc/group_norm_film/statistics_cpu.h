@@ -66,7 +66,7 @@ void statistics(const GroupNormFilm& problem, const T* x, int64_t stride, double
                 int threads) {
   const Walk walk(problem);
   std::vector<double> partial(static_cast<size_t>(walk.items() * 2 * walk.inner));
-  for_each_chunk(walk, threads, [&](int64_t item, const Chunk& chunk) {
+  for_each_chunk(walk, Pass::first, threads, [&](int64_t item, const Chunk& chunk) {
     const Rows<const T> in(walk, problem.x_row, x, chunk);
     chunk_statistics<T>(walk, in, chunk, partial.data() + 2 * item * walk.inner,
                         partial.data() + (2 * item + 1) * walk.inner);

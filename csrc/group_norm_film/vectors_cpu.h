@@ -44,6 +44,14 @@ struct All {};
 struct First {
   int64_t n;
 };
+// All, and they are written past the cache: a line of it that is written whole need not be read first.
+struct Past : All {};
+constexpr uintptr_t kLine = 64;  // bytes
+#if defined(ATLAS_KNOWS_AVX512)
+constexpr bool kHasPast = true;
+#else
+constexpr bool kHasPast = false;
+#endif
 
 template <typename V, typename T>
 ATLAS_INLINE V words_at(const T* from, All) {
@@ -62,6 +70,13 @@ template <typename V, typename T>
 ATLAS_INLINE void set_words(V words, T* to, All) {
   std::memcpy(to, &words, sizeof words);
 }
+#if defined(ATLAS_KNOWS_AVX512)
+template <typename V, typename T>
+ATLAS_INLINE void set_words(V line, T* to, Past) {
+  static_assert(sizeof line == kLine, "else the line would be read first");
+  __asm__ volatile("vmovntps %1, %0" : "=m"(*reinterpret_cast<V*>(to)) : "v"(line));
+}
+#endif
 template <typename V, typename T>
 ATLAS_INLINE void set_words(V words, T* to, First some) {
   std::memcpy(to, &words, static_cast<size_t>(some.n) * sizeof(T));

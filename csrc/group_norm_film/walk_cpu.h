@@ -58,9 +58,12 @@ struct Chunk {
   int64_t stretch, first, count, channel;
 };
 
+// What a first pass over the data left in the second caches is where a second one begins.
+enum class Pass { first, second };
+
 template <typename Body>
-void for_each_chunk(const Walk& walk, int threads, const Body& body) {
-  parallel_for(walk.items(), threads, [&](int64_t item) {
+void for_each_chunk(const Walk& walk, Pass pass, int threads, const Body& body) {
+  parallel_shares(walk.items(), threads, pass == Pass::second, [&](int64_t item) {
     const int64_t stretch = item / walk.chunks, first = item % walk.chunks * walk.chunk_voxels;
     const int64_t count = std::min(walk.chunk_voxels, walk.voxels - first);
     body(item, Chunk{stretch, first, count, stretch * walk.inner});
