@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <new>
 #include <vector>
 
@@ -40,7 +41,7 @@ class Blocks {
   }
 
  private:
-  static constexpr int kPowers = 23;
+  static constexpr int kPowers = 24;
   static constexpr size_t kMost = size_t(1) << kPowers;
 
   static int power_of(size_t bytes) {
@@ -74,5 +75,24 @@ struct ScratchAllocator {
 
 template <typename T>
 using Scratch = std::vector<T, ScratchAllocator<T>>;
+
+// The same for n numbers that are not set to anything, from the beginning of a cache line on.
+template <typename T>
+class Room {
+ public:
+  explicit Room(size_t n) : n_(n + kLine / sizeof(T)), memory_(ScratchAllocator<T>().allocate(n_)) {}
+  Room(const Room&) = delete;
+  Room& operator=(const Room&) = delete;
+  ~Room() { ScratchAllocator<T>().deallocate(memory_, n_); }
+
+  T* data() const {
+    return memory_ + (kLine - reinterpret_cast<uintptr_t>(memory_) % kLine) % kLine / sizeof(T);
+  }
+
+ private:
+  static constexpr size_t kLine = 64;  // bytes
+  size_t n_;
+  T* memory_;
+};
 
 }  // namespace atlas_kernels

@@ -24,22 +24,6 @@ int64_t lines_of(int64_t channels) { return (channels + kLine - 1) / kLine; }
 // Points lie this far apart: an odd number of lines, or they would fight for a few sets of the cache.
 int64_t stride_of(int64_t lines, int64_t tiles) { return (lines * tiles + 1) * kLine; }
 
-// Room for lines, not set to anything, that vectors are loaded whole from.
-class Lines {
- public:
-  explicit Lines(int64_t lines) : size_((lines + 1) * kLine), memory_(ScratchAllocator<float>().allocate(size_)) {
-    const auto address = reinterpret_cast<uintptr_t>(memory_);
-    data_ = memory_ + (-address % (kLine * sizeof(float))) / sizeof(float);
-  }
-  Lines(const Lines&) = delete;
-  ~Lines() { ScratchAllocator<float>().deallocate(memory_, size_); }
-  float* data() const { return data_; }
-
- private:
-  size_t size_;
-  float *memory_, *data_;
-};
-
 // ---- tiles ------------------------------------------------------------------------------------
 
 // The first of the outputs of each tile along an axis: with a dilation the axis falls into as many phases,
@@ -186,7 +170,7 @@ struct Block {
     const Convolution& problem = work.grid.problem;
     const int64_t lines = lines_of(problem.in_channels), stride = stride_of(lines, tiles);
     const int64_t first = block * tiles, count = std::min(tiles, work.grid.tiles - first);
-    const Lines points(kPoints * (lines * tiles + 1)), sums(kPoints * (tiles + 1));
+    const Room<float> points(kPoints * stride), sums(kPoints * stride_of(1, tiles));
     Finder<P> finder(work.grid, work.a, problem.in_row, 1);
     for (int64_t tile = 0; tile < count; ++tile) {
       const Window<P>& window = finder.at(first + tile);
@@ -229,7 +213,7 @@ struct Block {
   ATLAS_INLINE static void part(const Part& work) {
     const Convolution& problem = work.grid.problem;
     const int64_t lines = lines_of(problem.in_channels), stride = stride_of(1, kTiles);
-    const Lines points(kPoints * (kTiles + 1)), gradient(kPoints * (kTiles + 1));
+    const Room<float> points(kPoints * stride), gradient(kPoints * stride);
     Finder<P> inputs_finder(work.grid, work.a, problem.in_row, 1);
     Finder<M> outputs_finder(work.grid, work.g, problem.out_row, 0);
     for (int64_t block = work.first; block < work.end; ++block) {
@@ -387,7 +371,7 @@ void convolution_cpu(const Convolution& problem, const float* a, const ConvWeigh
   const Code& code = best_code();
   const Grid grid(problem);
   const int64_t ins = lines_of(problem.in_channels) * kLine, outs = lines_of(problem.out_channels);
-  const Lines weights(outs * kPoints * ins);
+  const Room<float> weights(outs * kPoints * ins * kLine);
   const Weights work{problem, w, weights.data()};
   parallel_for(outs * ins / kLine, threads, [&](int64_t i) {
     for (int64_t c = i * kLine; c < (i + 1) * kLine; ++c) code.weights(work, c / ins, c % ins);
@@ -402,7 +386,7 @@ void winograd_weight_gradient(const Convolution& problem, const float* a, const 
   const Grid grid(problem);
   const int64_t lines = lines_of(problem.in_channels), outs = lines_of(problem.out_channels);
   const int64_t blocks = grid.blocks(kTiles), parts = parts_of(grid), size = outs * kPoints * lines * kLine * kLine;
-  const Lines sums(parts * size / kLine);
+  const Room<float> sums(parts * size);
   std::fill(sums.data(), sums.data() + parts * size, 0.0f);
   const int64_t shares = parts < 2 * threads ? lines : 1;  // each transforms the gradient again
   parallel_for(parts * shares, threads, [&](int64_t i) {

@@ -23,6 +23,7 @@ namespace atlas_kernels {
 namespace {
 
 constexpr int64_t kRound = int64_t(1) << 22;  // bytes of x that are passed over twice in turn
+constexpr int64_t kRoom = 8'000'000;          // bytes of dz that may be kept beside dx
 
 // ---- coefficients -----------------------------------------------------------------------------
 
@@ -181,12 +182,14 @@ Feedback feedback(const GroupNormFilm& problem, const double* rstd, const Coeffi
   return back;
 }
 
+// `past`: dx goes past the cache.
 template <typename T, typename S>
 void gradient_of_x(const GroupNormFilm& problem, const S* dz, const T* x, const Coefficients& of,
-                   const Feedback& back, T* dx, bool accumulate, int threads) {
+                   const Feedback& back, T* dx, bool accumulate, bool past, int threads) {
   using C = Compute<T>;
   const Walk walk(problem);
   for_each_chunk(walk, Pass::second, threads, [&](int64_t, const Chunk& chunk) {
+    const PastCache until_here(past);
     const Rows<const T> in(walk, problem.x_row, x, chunk);
     const Rows<const S> grad(walk, walk.inner, dz, chunk);
     const Rows<T> out(walk, problem.x_row, dx, chunk);
@@ -194,7 +197,7 @@ void gradient_of_x(const GroupNormFilm& problem, const S* dz, const T* x, const 
       Channel<C> channel = channel_of<C>(of, static_cast<size_t>(chunk.channel));
       channel.offset = rounded<C>(back.offset[static_cast<size_t>(chunk.channel)]);
       channel.slope = rounded<C>(back.slope[static_cast<size_t>(chunk.channel)]);
-      return gradient(in.at(0), grad.at(0), channel, out.at(0), chunk.count);
+      return gradient(past, in.at(0), grad.at(0), channel, out.at(0), chunk.count);
     }
     Columns<C> columns = columns_of<T, S>(walk, of, chunk.channel);
     spread(walk, kPaired<T, S>, back.offset.data() + chunk.channel, columns.offset);
@@ -203,7 +206,7 @@ void gradient_of_x(const GroupNormFilm& problem, const S* dz, const T* x, const 
     for_each_tile(walk, chunk.count, [&](int64_t voxel, int64_t count) {
       const auto tile = [&](const auto* from, auto* to) {
         for_each_part(walk, count, [&](int64_t first, int64_t rows, int64_t lanes) {
-          gradient(from + first, grad.at(voxel) + first, columns, to + first, rows, lanes);
+          gradient(past, from + first, grad.at(voxel) + first, columns, to + first, rows, lanes);
         });
       };
       if (in.dense() && !accumulate) return tile(in.at(voxel), out.at(voxel));
@@ -231,6 +234,11 @@ struct Round {
   GroupNormFilm problem;
   int64_t weight, gamma, mean, x, y;
 };
+
+template <typename T>
+int64_t bytes_of(const GroupNormFilm& problem) {
+  return problem.samples * problem.channels * problem.voxels * static_cast<int64_t>(sizeof(T));
+}
 
 // Some samples at a time; where one is too much and channels lie apart, some groups of it.
 template <typename T, typename Body>
@@ -305,7 +313,7 @@ template <typename T>
 void group_norm_film_cpu(const GroupNormFilm& problem, const T* x, T* y, double* mean, double* rstd,
                          int threads) {
   check(problem, threads);
-  const bool past = PastCache::pays(problem.samples * problem.channels * problem.voxels * int64_t(sizeof(T)));
+  const bool past = PastCache::pays(bytes_of<T>(problem));
   for_each_round<T>(problem, [&](const Round& round) {
     const GroupNormFilm& part = round.problem;
     const auto channels = static_cast<size_t>(part.samples * part.channels);
@@ -326,10 +334,15 @@ void group_norm_film_backward_cpu(const GroupNormFilm& problem, const S* dy, con
   check(problem, threads);
   if (gradients.weight) std::fill_n(gradients.weight, problem.channels, 0.0);
   if (gradients.bias) std::fill_n(gradients.bias, problem.channels, 0.0);
+  const bool direct = !accumulate && (!problem.channels_last || problem.x_row == problem.channels);
+  const bool pays = direct && PastCache::pays(bytes_of<T>(problem));
   for_each_round<T>(problem, [&](const Round& round) {
     const GroupNormFilm& part = round.problem;
     const double *m = mean + round.mean, *r = rstd + round.mean;
-    S* pulled = dz + round.y;
+    // What goes past the cache had better not be in it: dz then has a place of its own, for all rounds.
+    const bool past = pays && bytes_of<S>(part) < kRoom;
+    const Room<S> room(past ? static_cast<size_t>(part.samples * part.channels * part.voxels) : 0);
+    S* pulled = past ? room.data() : dz + round.y;
     const T* in = x + round.x;
     const Coefficients of = coefficients(part, m, r);
     const Sums sums = pull_back(part, dy + round.y, in, of, pulled, threads);
@@ -339,7 +352,8 @@ void group_norm_film_backward_cpu(const GroupNormFilm& problem, const S* dy, con
     if (here.gamma) here.gamma += round.gamma;
     if (here.beta) here.beta += round.gamma;
     add_parameters(part, r, sums, here);
-    gradient_of_x(part, pulled, in, of, feedback(part, r, of, sums), dx + round.x, accumulate, threads);
+    gradient_of_x(part, pulled, in, of, feedback(part, r, of, sums), dx + round.x, accumulate, past,
+                  threads);
   });
 }
 

@@ -176,12 +176,12 @@ ATLAS_INLINE void sums_channel(const A* x, const B* dy, const Channel<Compute<A>
   *two += W::sum(product);
 }
 
-template <int64_t bytes, typename A, typename B>
+template <typename Whole, int64_t bytes, typename A, typename B>
 ATLAS_INLINE void gradient_channel(const A* x, const B* dz, const Channel<Compute<A>>& channel, A* dx,
                                    int64_t n) {
   using W = Wide<bytes, A, B>;
   const auto of = W::all(channel);
-  W::template over<All>(0, n, [&](int64_t i, auto part) ATLAS_INLINED {
+  W::template over<Whole>(head_of<Whole>(dx), n, [&](int64_t i, auto part) ATLAS_INLINED {
     W::put(gradient_of(W::take(x + i, part), W::take(dz + i, part), of), dx + i, part);
   });
 }
@@ -249,12 +249,12 @@ ATLAS_INLINE void sums_columns(const A* x, const B* dy, const Columns<Compute<A>
   });
 }
 
-template <int64_t bytes, typename A, typename B>
+template <typename Whole, int64_t bytes, typename A, typename B>
 ATLAS_INLINE void gradient_columns(const A* x, const B* dz, const Columns<Compute<A>>& columns, A* dx,
                                    int64_t rows, int64_t lanes) {
   using W = Wide<bytes, A, B>;
   const At<W> at(columns);
-  W::template over_rows<All>(rows, lanes, [&](auto some, int64_t from, int64_t i, auto part) ATLAS_INLINED {
+  W::template over_rows<Whole>(rows, lanes, [&](auto some, int64_t from, int64_t i, auto part) ATLAS_INLINED {
     const auto of = at.gradient(i);
     each(some, lanes, [&](int64_t row) ATLAS_INLINED {
       const int64_t first = from + row + i;
@@ -330,28 +330,28 @@ ATLAS_INLINE void scatter_row(const Compute<T>* from, int64_t row, int64_t inner
   }
 }
 
-// Calls run(Past()) if so wished and a vector of y is a whole line, else run(All()).
-template <int64_t bytes, typename A, typename B, typename Run>
-ATLAS_INLINE void run_past(bool past, const B* y, const Run& run) {
-  if constexpr (kHasPast && Wide<bytes, A, B>::step * sizeof(B) == kLine) {
-    if (past && reinterpret_cast<uintptr_t>(y) % sizeof(B) == 0) return run(Past());
+// Calls run(Past()) if so wished and a vector of numbers of A beside B makes a whole line of T, else run(All()).
+template <int64_t bytes, typename A, typename B, typename T, typename Run>
+ATLAS_INLINE void run_past(bool past, const T* to, const Run& run) {
+  if constexpr (kHasPast && Wide<bytes, A, B>::step * sizeof(T) == kLine) {
+    if (past && reinterpret_cast<uintptr_t>(to) % sizeof(T) == 0) return run(Past());
   }
   run(All());
 }
 
 // The same as plain functions, compiled once for each level of the instruction set. x and dx are of A, y,
-// dy and dz of B; `past`: y goes past the cache, rows of it if they begin with a line.
+// dy and dz of B; `past`: y and dx go past the cache, rows of them if they begin with a line.
 #define ATLAS_ROWS(A, B)                                                                              \
   ATLAS_LEVELS(void film(bool silu, bool past, const A* x, const Columns<Compute<A>>& columns, B* y,  \
                          int64_t rows, int64_t lanes),                                                \
                past = past && head_of<Past>(y) == 0;                                                  \
-               run_past<kBytes, A>(past, y, [&](auto whole) ATLAS_INLINED {                           \
+               run_past<kBytes, A, B>(past, y, [&](auto whole) ATLAS_INLINED {                        \
                  using W = decltype(whole);                                                           \
                  silu ? film_columns<W, kBytes, true>(x, columns, y, rows, lanes)                     \
                       : film_columns<W, kBytes, false>(x, columns, y, rows, lanes);                   \
                }))                                                                                    \
   ATLAS_LEVELS(void film(bool silu, bool past, const A* x, Channel<Compute<A>> of, B* y, int64_t n),  \
-               run_past<kBytes, A>(past, y, [&](auto whole) ATLAS_INLINED {                           \
+               run_past<kBytes, A, B>(past, y, [&](auto whole) ATLAS_INLINED {                        \
                  using W = decltype(whole);                                                           \
                  silu ? film_channel<W, kBytes, true>(x, of, y, n)                                    \
                       : film_channel<W, kBytes, false>(x, of, y, n);                                  \
@@ -364,11 +364,17 @@ ATLAS_INLINE void run_past(bool past, const B* y, const Run& run) {
                          double* one, double* two, int64_t n),                                        \
                silu ? sums_channel<kBytes, true>(x, dy, of, dz, one, two, n)                          \
                     : sums_channel<kBytes, false>(x, dy, of, dz, one, two, n))                        \
-  ATLAS_LEVELS(void gradient(const A* x, const B* dz, const Columns<Compute<A>>& columns, A* dx,      \
-                             int64_t rows, int64_t lanes),                                            \
-               gradient_columns<kBytes>(x, dz, columns, dx, rows, lanes))                             \
-  ATLAS_LEVELS(void gradient(const A* x, const B* dz, Channel<Compute<A>> of, A* dx, int64_t n),      \
-               gradient_channel<kBytes>(x, dz, of, dx, n))
+  ATLAS_LEVELS(void gradient(bool past, const A* x, const B* dz, const Columns<Compute<A>>& columns,  \
+                             A* dx, int64_t rows, int64_t lanes),                                     \
+               past = past && head_of<Past>(dx) == 0;                                                 \
+               run_past<kBytes, A, B>(past, dx, [&](auto whole) ATLAS_INLINED {                       \
+                 gradient_columns<decltype(whole), kBytes>(x, dz, columns, dx, rows, lanes);          \
+               }))                                                                                    \
+  ATLAS_LEVELS(void gradient(bool past, const A* x, const B* dz, Channel<Compute<A>> of, A* dx,       \
+                             int64_t n),                                                              \
+               run_past<kBytes, A, B>(past, dx, [&](auto whole) ATLAS_INLINED {                       \
+                 gradient_channel<decltype(whole), kBytes>(x, dz, of, dx, n);                         \
+               }))
 
 #define ATLAS_STATISTICS(A)                                                                        \
   ATLAS_MULTIVERSION void sum_columns(const A* x, int64_t rows, int64_t lanes, Compute<A>* sum) {  \
