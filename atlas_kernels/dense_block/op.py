@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from operator import index
 from typing import Any, NamedTuple
 
 import torch
@@ -10,15 +11,9 @@ from torch import Tensor
 
 from atlas_kernels import _extension
 from atlas_kernels._dispatch import Implementation, choose
+from atlas_kernels._eager import below_autograd, unobserved
 from atlas_kernels.group_norm_film import op as group_norm_film
-from atlas_kernels.group_norm_film.op import (
-    DTYPES,
-    INTEGER,
-    NUMBER,
-    below_autograd,
-    check_options,
-    layout,
-)
+from atlas_kernels.group_norm_film.op import DTYPES, INTEGER, NUMBER, check_options, layout
 
 LISTS = ("conv_weights", "norm_weights", "norm_biases", "gammas", "betas")
 Gradients = tuple[Tensor, list[Tensor], list[Tensor], list[Tensor], list[Tensor], list[Tensor]]
@@ -114,9 +109,14 @@ def dense_block(
     check_options(groups_size=(groups_size, INTEGER), eps=(eps, NUMBER))
     check_options(backend=(backend, str))
     x = _autocast(x)
-    out: Tensor = torch.ops.atlas_kernels.dense_block(
-        x, *lists, dilations, groups_size, float(eps), backend
-    )[0]
+    tensors = [x, *(tensor for tensors in lists for tensor in tensors)]
+    if unobserved(*tensors):
+        options = ([index(d) for d in dilations], index(groups_size), float(eps), backend)
+        lengths = [len(tensors) for tensors in lists]
+        out: Tensor = _Differentiable.apply(True, lengths, options, *tensors)[0]
+    else:
+        options = (dilations, groups_size, float(eps), backend)
+        out = torch.ops.atlas_kernels.dense_block(x, *lists, *options)[0]
     return out.contiguous(memory_format=layout(x))
 
 
@@ -209,14 +209,12 @@ def statistics_dtype(x: Tensor) -> torch.dtype:
 # ---- the operators -------------------------------------------------------------------------------
 
 
-@torch.library.impl("atlas_kernels::dense_block", "default")
 def _forward(x: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
     block, backend = Block(*args[:N_ARGUMENTS]), args[N_ARGUMENTS]
     check(x, block)
     return choose("dense_block", TABLE, backend, x.device.type).forward(x, block)
 
 
-@torch.library.impl("atlas_kernels::dense_block_backward", "default")
 def _backward(grad: Tensor, out: Tensor, statistics: Tensor, *args: Any) -> Gradients:
     block, backend = Block(*args[:N_ARGUMENTS]), args[N_ARGUMENTS]
     chosen = choose("dense_block", TABLE, backend, out.device.type)
@@ -226,6 +224,10 @@ def _backward(grad: Tensor, out: Tensor, statistics: Tensor, *args: Any) -> Grad
         for grads, tensors in zip(lists, block.tensors(), strict=True)
     ]
     return (dx, *cast)  # type: ignore[return-value]
+
+
+torch.library.impl("atlas_kernels::dense_block", "default", _forward)
+torch.library.impl("atlas_kernels::dense_block_backward", "default", _backward)
 
 
 @torch.library.register_fake("atlas_kernels::dense_block")
@@ -259,9 +261,15 @@ def _new(like: Tensor, channels: int) -> Tensor:
 # tenth of the time of a small block.
 class _Differentiable(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, lengths: list[int], options: tuple[Any, ...], *tensors: Tensor) -> Any:
-        with torch._C._AutoDispatchBelowAutograd():
-            outputs = torch.ops.atlas_kernels.dense_block(*_nested(lengths, tensors), *options)
+    def forward(
+        ctx: Any, direct: bool, lengths: list[int], options: tuple[Any, ...], *tensors: Tensor
+    ) -> Any:
+        args = (*_nested(lengths, tensors), *options)
+        if direct:
+            outputs = _forward(*args)
+        else:
+            with torch._C._AutoDispatchBelowAutograd():
+                outputs = torch.ops.atlas_kernels.dense_block(*args)
         ctx.mark_non_differentiable(outputs[1])
         ctx.save_for_backward(*outputs, *tensors[1:])
         ctx.lengths, ctx.options = lengths, options
@@ -270,11 +278,13 @@ class _Differentiable(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, unused: Tensor) -> tuple[Any, ...]:
         out, *tensors = ctx.saved_tensors
-        with below_autograd():
-            dx, *lists = torch.ops.atlas_kernels.dense_block_backward(
-                grad, out, *_nested(ctx.lengths, tensors), *ctx.options
-            )
-        return None, None, dx, *(gradient for gradients in lists for gradient in gradients)
+        args = (grad, out, *_nested(ctx.lengths, tensors), *ctx.options)
+        if not torch.is_grad_enabled() and unobserved(grad, out):
+            dx, *lists = _backward(*args)
+        else:
+            with below_autograd():
+                dx, *lists = torch.ops.atlas_kernels.dense_block_backward(*args)
+        return None, None, None, dx, *(gradient for gradients in lists for gradient in gradients)
 
 
 def _nested(lengths: list[int], tensors: Sequence[Tensor]) -> list[Any]:
@@ -287,7 +297,7 @@ def _nested(lengths: list[int], tensors: Sequence[Tensor]) -> list[Any]:
 def _forward_autograd(x: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
     lists, options = args[: len(LISTS)], args[len(LISTS) :]
     tensors = [x, *(tensor for tensors in lists for tensor in tensors)]
-    return _Differentiable.apply([len(tensors) for tensors in lists], options, *tensors)
+    return _Differentiable.apply(False, [len(tensors) for tensors in lists], options, *tensors)
 
 
 def _no_second_gradient(ctx: Any, *grads: Any) -> None:

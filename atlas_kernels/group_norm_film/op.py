@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from operator import index
 from typing import Any, NamedTuple, SupportsFloat, SupportsIndex
 
 import torch
@@ -16,6 +16,7 @@ from atlas_kernels._dispatch import (
     why_no_device,
     why_no_triton,
 )
+from atlas_kernels._eager import below_autograd, unobserved
 
 ACTIVATIONS = ("silu", "none")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -82,8 +83,12 @@ def group_norm_film(
             raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
     check_options(groups=(groups, INTEGER), eps=(eps, NUMBER))
     check_options(activation=(activation, str), backend=(backend, str))
-    problem = (x, groups, weight, bias, gamma, beta, activation, float(eps))
-    y: Tensor = torch.ops.atlas_kernels.group_norm_film(*problem, backend)[0]
+    tensors, options = (weight, bias, gamma, beta), (activation, float(eps), backend)
+    if unobserved(x, *tensors):
+        outputs = _Differentiable.apply(True, x, index(groups), *tensors, *options)
+    else:
+        outputs = torch.ops.atlas_kernels.group_norm_film(x, groups, *tensors, *options)
+    y: Tensor = outputs[0]
     return y
 
 
@@ -148,28 +153,38 @@ def _name(dtype: torch.dtype) -> str:
 # ---- the operators -------------------------------------------------------------------------------
 
 
-@torch.library.impl("atlas_kernels::group_norm_film", "default")
 def _forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     problem, backend = Problem(*args[:N_ARGUMENTS]), args[N_ARGUMENTS]
     check(problem)
-    problem = problem._replace(x=problem.x.contiguous(memory_format=layout(problem.x)))
+    problem = _laid_out(problem)
     return choose("group_norm_film", TABLE, backend, problem.x.device.type).forward(problem)
 
 
-@torch.library.impl("atlas_kernels::group_norm_film_backward", "default")
 def _backward(grad: Tensor, mean: Tensor, rstd: Tensor, *args: Any) -> Gradients:
-    problem, backend = Problem(*args[:N_ARGUMENTS]), args[N_ARGUMENTS]
-    memory_format = layout(problem.x)
-    problem = problem._replace(x=problem.x.contiguous(memory_format=memory_format))
-    grad = grad.contiguous(memory_format=memory_format)
+    problem, backend = _laid_out(Problem(*args[:N_ARGUMENTS])), args[N_ARGUMENTS]
+    grad = grad.contiguous(memory_format=layout(problem.x))
     chosen = choose("group_norm_film", TABLE, backend, problem.x.device.type)
     dx, *grads = chosen.backward(grad, problem, mean, rstd)
     return dx, *(_like(value, of) for value, of in zip(grads, problem.parameters(), strict=True))
 
 
+def _laid_out(problem: Problem) -> Problem:
+    """Copy x where it has neither of the two layouts."""
+    x, memory_format = problem.x, layout(problem.x)
+    if x.is_contiguous(memory_format=memory_format):
+        return problem
+    return problem._replace(x=x.contiguous(memory_format=memory_format))
+
+
 def _like(value: Tensor, parameter: Tensor | None) -> Tensor:
     """Give a gradient its parameter's dtype; nothing, as a tensor, where there is no parameter."""
-    return value.new_empty(0) if parameter is None else value.to(parameter.dtype)
+    if parameter is None:
+        return value.new_empty(0)
+    return value if value.dtype == parameter.dtype else value.to(parameter.dtype)
+
+
+torch.library.impl("atlas_kernels::group_norm_film", "default", _forward)
+torch.library.impl("atlas_kernels::group_norm_film_backward", "default", _backward)
 
 
 @torch.library.register_fake("atlas_kernels::group_norm_film")
@@ -199,17 +214,15 @@ def _empty_like(x: Tensor) -> Tensor:
 # ---- gradient ------------------------------------------------------------------------------------
 
 
-def below_autograd() -> AbstractContextManager[None]:
-    """Spare the gradient's op its own autograd where nobody asks for a second derivative."""
-    return nullcontext() if torch.is_grad_enabled() else torch._C._AutoDispatchBelowAutograd()
-
-
 # Not torch.library.register_autograd, which takes some 40 microseconds more a call.
 class _Differentiable(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
-        with torch._C._AutoDispatchBelowAutograd():
-            y, mean, rstd = torch.ops.atlas_kernels.group_norm_film(*args)
+    def forward(ctx: Any, direct: bool, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
+        if direct:
+            y, mean, rstd = _forward(*args)
+        else:
+            with torch._C._AutoDispatchBelowAutograd():
+                y, mean, rstd = torch.ops.atlas_kernels.group_norm_film(*args)
         problem = Problem(*args[:N_ARGUMENTS])
         ctx.mark_non_differentiable(mean, rstd)
         ctx.save_for_backward(problem.x, *problem.parameters(), mean, rstd)
@@ -219,17 +232,19 @@ class _Differentiable(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
         x, *parameters, mean, rstd = ctx.saved_tensors
-        with below_autograd():
-            dx, *grads = torch.ops.atlas_kernels.group_norm_film_backward(
-                grad, mean, rstd, x, ctx.groups, *parameters, *ctx.options
-            )
+        args = (grad, mean, rstd, x, ctx.groups, *parameters, *ctx.options)
+        if not torch.is_grad_enabled() and unobserved(grad, x):
+            dx, *grads = _backward(*args)
+        else:
+            with below_autograd():
+                dx, *grads = torch.ops.atlas_kernels.group_norm_film_backward(*args)
         found = (None if p is None else value for p, value in zip(parameters, grads, strict=True))
-        return (dx, None, *found, None, None, None)
+        return (None, dx, None, *found, None, None, None)
 
 
 @torch.library.impl("atlas_kernels::group_norm_film", "Autograd")
 def _forward_autograd(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return _Differentiable.apply(*args)
+    return _Differentiable.apply(False, *args)
 
 
 def _no_second_gradient(ctx: Any, *grads: Tensor) -> None:
