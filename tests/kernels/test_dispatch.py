@@ -6,15 +6,20 @@ import json
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from importlib import import_module
+from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import atlas_kernels
 import atlas_kernels.numpy
 from atlas_kernels import _dispatch, _extension
 from atlas_kernels._dispatch import Implementation, choose
+from atlas_kernels._eager import unobserved
 
 from .cases import CASES, inputs
 
@@ -203,3 +208,69 @@ def test_import_is_lazy() -> None:
 
 def run_python(code: str) -> None:
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, timeout=120)
+
+
+# ---- calls past the dispatcher -------------------------------------------------------------------
+
+
+class Seen(TorchDispatchMode):
+    """Note the names of our ops."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "atlas_kernels":
+            self.names.append(func._opname)
+        return func(*args, **(kwargs or {}))
+
+
+def norm(x: torch.Tensor) -> torch.Tensor:
+    return atlas_kernels.group_norm_film(x, 2)
+
+
+def block(x: torch.Tensor) -> torch.Tensor:
+    ones = torch.ones(4)
+    return atlas_kernels.dense_block(
+        x, [torch.ones(4, 4, 3, 3, 3)], [ones], [ones], [], [], dilations=[1], groups_size=2
+    )
+
+
+@pytest.mark.parametrize(
+    ("layer", "name"), [(norm, "group_norm_film"), (block, "dense_block")], ids=["norm", "block"]
+)
+def test_who_looks_sees_the_operator(layer: Callable[..., torch.Tensor], name: str) -> None:
+    x = torch.randn(2, 4, 3, 4, 5, requires_grad=True)
+
+    def both() -> tuple[torch.Tensor, ...]:
+        y = layer(x)
+        return y, *torch.autograd.grad(y, x, torch.ones_like(y))
+
+    alone = both()
+    with Seen() as seen:
+        watched = both()
+    assert seen.names == [name, f"{name}_backward"]
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiled:
+        both()
+    events = {event.name for event in profiled.events()}
+    assert {f"atlas_kernels::{name}", f"atlas_kernels::{name}_backward"} <= events
+    for a, b in zip(alone, watched, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_what_is_unobserved() -> None:
+    class Other(torch.Tensor):
+        pass
+
+    x = torch.zeros(3)
+    assert unobserved(x, None, torch.nn.Parameter(x))
+    assert not unobserved(x, x.as_subclass(Other))
+    with FakeTensorMode() as mode:
+        assert not unobserved(x)
+    assert not unobserved(mode.from_tensor(x))
+    seen = []
+    torch.func.vmap(lambda row: seen.append(unobserved(row)) or row)(torch.zeros(2, 3))
+    torch.jit.trace(lambda x: seen.append(unobserved(x)) or x + 1, x, check_trace=False)
+    assert seen == [False, False]
+    assert torch.compile(lambda x: x + unobserved(x), backend="eager")(x).sum() == 0
