@@ -160,13 +160,31 @@ ATLAS_INLINE V power_of_two(V r, const float (&of)[n]) {
   return p * r + 1.0f;
 }
 
+// Between -most and most, or something for NaN. By instructions, for which compilers take comparisons and choices.
+template <typename V>
+ATLAS_INLINE V cut(V x, float most) {
+  const V low = V{} - most, high = V{} + most;
+#if defined(__x86_64__)
+  if constexpr (sizeof(V) == 32) {
+    // As integers, for which there are more units: positive floats order like signed ones, negative ones, by
+    // magnitude, like unsigned ones.
+    __asm__("vpminsd %1, %0, %0\n\tvpminud %2, %0, %0" : "+x"(x) : "x"(high), "x"(low));
+    return x;
+  } else if constexpr (sizeof(V) == 16) {
+    __asm__("maxps %1, %0\n\tminps %2, %0" : "+x"(x) : "x"(low), "x"(high));
+    return x;
+  }
+#endif
+  x = x > low ? x : low;
+  return x < high ? x : high;
+}
+
 // 1 / (1 + e^-x), of floats. e^-x = 2^t = 2^n 2^r: 2^n by its exponent bits. |t| is cut, so nothing overflows.
 // rough: a reciprocal of 14 bits will do, where there is one.
 template <bool coarse, bool rough, typename V>
 ATLAS_INLINE V sigmoid_of(V x) {
-  V t = x * -1.44269504f, p;
-  t = t < 125.5f ? t : V{} + 125.5f;
-  t = t > -125.5f ? t : V{} - 125.5f;
+  V p;
+  const V t = cut(x * -1.44269504f, 125.5f);
   const V shifted = t + 12582912.0f;  // 1.5 * 2^23: n stands in the low bits
   const V r = t - (shifted - 12582912.0f);
   if constexpr (coarse) p = power_of_two(r, kAroundCoarse); else p = power_of_two(r, kAround);
