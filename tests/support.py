@@ -41,6 +41,14 @@ def require_tool(tool: str) -> str:
     return str(found)
 
 
+def printed_by(program: Path, sources: Sequence[Path], *flags: str) -> str:
+    """Build a C++ program from `sources` beside csrc/, run it, return what it prints."""
+    command = [require_tool("g++"), "-std=c++17", "-O1", "-w", "-pthread", f"-I{ROOT / 'csrc'}"]
+    command += [*flags, *map(str, sources), "-ldl", "-o", str(program)]
+    subprocess.run(command, check=True)
+    return subprocess.run([program], check=True, capture_output=True, text=True).stdout
+
+
 def require_neurosynth() -> Path:
     """Return the folder that ATLAS_NEUROSYNTH names, or skip the test by name."""
     folder = os.environ.get("ATLAS_NEUROSYNTH")

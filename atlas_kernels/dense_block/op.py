@@ -109,11 +109,9 @@ def dense_block(
     check_options(groups_size=(groups_size, INTEGER), eps=(eps, NUMBER))
     check_options(backend=(backend, str))
     x = _autocast(x)
-    tensors = [x, *(tensor for tensors in lists for tensor in tensors)]
-    if unobserved(*tensors):
+    if unobserved(x, *(tensor for tensors in lists for tensor in tensors)):
         options = ([index(d) for d in dilations], index(groups_size), float(eps), backend)
-        lengths = [len(tensors) for tensors in lists]
-        out: Tensor = _Differentiable.apply(True, lengths, options, *tensors)[0]
+        out: Tensor = _differentiable(True, x, lists, options)[0]
     else:
         options = (dilations, groups_size, float(eps), backend)
         out = torch.ops.atlas_kernels.dense_block(x, *lists, *options)[0]
@@ -293,11 +291,16 @@ def _nested(lengths: list[int], tensors: Sequence[Tensor]) -> list[Any]:
     return [tensors[0], *([next(rest) for _ in range(length)] for length in lengths)]
 
 
+def _differentiable(
+    direct: bool, x: Tensor, lists: Sequence[Sequence[Tensor]], options: tuple[Any, ...]
+) -> tuple[Tensor, Tensor]:
+    tensors = (tensor for tensors in lists for tensor in tensors)
+    return _Differentiable.apply(direct, [len(tensors) for tensors in lists], options, x, *tensors)
+
+
 @torch.library.impl("atlas_kernels::dense_block", "Autograd")
 def _forward_autograd(x: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
-    lists, options = args[: len(LISTS)], args[len(LISTS) :]
-    tensors = [x, *(tensor for tensors in lists for tensor in tensors)]
-    return _Differentiable.apply(False, [len(tensors) for tensors in lists], options, *tensors)
+    return _differentiable(False, x, args[: len(LISTS)], args[len(LISTS) :])
 
 
 def _no_second_gradient(ctx: Any, *grads: Any) -> None:

@@ -36,20 +36,17 @@ ATLAS_INLINE void narrow(float value, bfloat16& out) {
 
 ATLAS_INLINE void narrow(float value, float16& out) { out = to_float16(value); }
 
+template <typename C, int64_t bytes>
+struct VectorOf {
+  typedef C type __attribute__((vector_size(bytes)));
+};
+template <typename C, int64_t bytes>
+using Vector = typename VectorOf<C, bytes>::type;
+
 // A few numbers side by side, in registers whatever their width: for sums that a loop over plain
 // arrays would keep in memory.
 template <typename C>
-struct LanesOf;
-template <>
-struct LanesOf<float> {
-  typedef float type __attribute__((vector_size(32)));
-};
-template <>
-struct LanesOf<double> {
-  typedef double type __attribute__((vector_size(32)));
-};
-template <typename C>
-using Lanes = typename LanesOf<C>::type;
+using Lanes = Vector<C, 32>;
 template <typename C>
 constexpr int64_t kLanesOf = 32 / sizeof(C);
 

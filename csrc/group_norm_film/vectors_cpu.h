@@ -13,13 +13,6 @@
 namespace atlas_kernels {
 namespace {
 
-template <typename C, int64_t bytes>
-struct VectorOf {
-  typedef C type __attribute__((vector_size(bytes)));
-};
-template <typename C, int64_t bytes>
-using Vector = typename VectorOf<C, bytes>::type;
-
 template <typename V>
 using NumberOf = std::decay_t<decltype(V()[0])>;
 template <typename V>
@@ -87,9 +80,7 @@ using Words = Vector<uint32_t, sizeof(V)>;
 template <typename V>
 using Halves = Vector<uint16_t, sizeof(V) / 2>;
 
-template <typename Value>
-struct Storage;  // how numbers are read to, and written from, a vector or two
-
+// How numbers are read to, and written from, a vector or two.
 template <typename V>
 struct Storage {
   template <typename Part>

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 import platform
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
@@ -20,7 +19,7 @@ import atlas_kernels
 from atlas_kernels import _extension
 from atlas_kernels.dense_block import cpu
 from atlas_kernels.dense_block.op import LISTS, TABLE, statistics_dtype
-from tests.support import ROOT, require_tool
+from tests.support import ROOT, printed_by
 
 from .cases import (
     BLOCK_CASES,
@@ -507,12 +506,9 @@ def test_a_block_takes_ours(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_convolution_on_other_processors(level: str, tmp_path: Path) -> None:
     if level != "any" and platform.machine() not in ("x86_64", "AMD64"):
         pytest.skip("a level of x86-64")
-    csrc, program = ROOT / "csrc", tmp_path / "winograd"
-    sources = [Path(__file__).with_name("winograd.cpp"), csrc / "common" / "parallel.cpp"]
-    flags = ["-std=c++17", "-O1", "-w", "-pthread", f"-I{csrc}", f"-DATLAS_LEVEL=code_{level}"]
-    command = [require_tool("g++"), *flags, *map(str, sources), "-ldl", "-o", str(program)]
-    subprocess.run(command, check=True)
-    printed = subprocess.run([program], check=True, capture_output=True, text=True).stdout.split()
+    sources = [Path(__file__).with_name("winograd.cpp"), ROOT / "csrc" / "common" / "parallel.cpp"]
+    flag = f"-DATLAS_LEVEL=code_{level}"
+    printed = printed_by(tmp_path / "winograd", sources, flag).split()
     if printed == ["none"]:
         pytest.skip("not on this processor")
     assert len(printed) == 8

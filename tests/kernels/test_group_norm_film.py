@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 import platform
-import subprocess
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
@@ -16,7 +15,7 @@ import torch
 
 import atlas_kernels
 from atlas_kernels.group_norm_film.op import TABLE
-from tests.support import ROOT, require_tool
+from tests.support import ROOT, printed_by
 
 from .cases import (
     LAYER_CASES,
@@ -506,14 +505,11 @@ def test_vectors_of_other_processors(vector: int, level: str, tmp_path: Path) ->
     """Values and gradients with rests of every kind, beside those of the same code in double."""
     if level and platform.machine() not in ("x86_64", "AMD64"):
         pytest.skip("a level of x86-64")
-    csrc, program = ROOT / "csrc", tmp_path / "levels"
+    csrc = ROOT / "csrc"
     sources = [Path(__file__).with_name("norm_levels.cpp"), csrc / "common" / "parallel.cpp"]
     sources += csrc.glob("group_norm_film/*_cpu.cpp")
-    flags = ["-std=c++17", "-O1", "-w", "-pthread", f"-I{csrc}", f"-DATLAS_VECTOR={vector}"]
-    flags += [f"-march={level}"] if level else []
-    command = [require_tool("g++"), *flags, *map(str, sources), "-ldl", "-o", str(program)]
-    subprocess.run(command, check=True)
-    printed = subprocess.run([program], check=True, capture_output=True, text=True).stdout
+    flags = [f"-DATLAS_VECTOR={vector}", *([f"-march={level}"] if level else [])]
+    printed = printed_by(tmp_path / "levels", sources, *flags)
     if printed == "none\n":
         pytest.skip("not on this processor")
     dtypes = (torch.float32, torch.bfloat16, torch.float16)

@@ -17,7 +17,7 @@ import torch
 import atlas_kernels
 from atlas_kernels import Grid
 from atlas_kernels.splat import op, reference
-from tests.support import ROOT, pairs, require_tool
+from tests.support import ROOT, pairs, printed_by
 
 from .cases import (
     CASES,
@@ -462,21 +462,9 @@ def test_same_bits_with_and_without_avx512(tmp_path: Path) -> None:
     sources = [Path(__file__).with_name("levels.cpp"), *csrc.glob("splat/*_cpu.cpp")]
     sources += csrc.glob("common/*.cpp")
 
-    def printed(name: str, *flags: str) -> str:
-        program = tmp_path / name
-        command = [
-            require_tool("g++"),
-            "-std=c++17",
-            "-O1",
-            "-w",
-            "-pthread",
-            "-ffp-contract=off",
-            f"-I{csrc}",
-        ]
-        subprocess.run([*command, *flags, *map(str, sources), "-o", str(program)], check=True)
-        return subprocess.run([program], check=True, capture_output=True, text=True).stdout
-
-    assert printed("with") == printed("without", "-DATLAS_NO_AVX512")
+    exact = "-ffp-contract=off"
+    alike = printed_by(tmp_path / "without", sources, exact, "-DATLAS_NO_AVX512")
+    assert printed_by(tmp_path / "with", sources, exact) == alike
 
 
 @pytest.mark.usefixtures("restore_threads")
