@@ -170,18 +170,22 @@ def test_dense_block(measure: Any, benchmark: Any, shape: tuple[Any, ...], dtype
     contenders = block_contenders(shape, DTYPES[dtype])
     assert_close(contenders["ours"](), contenders["eager"](), 1e-4 if dtype == "float32" else 5e-2)
     measure(contenders.pop("ours"), **contenders)
-    peaks = {name: peak_mb("block", name, str(BLOCKS.index(shape)), dtype) for name in PEAKS}
-    note_memory(benchmark, peaks)
+    memory = {name: memory_mb("block", name, str(BLOCKS.index(shape)), dtype) for name in PEAKS}
+    note_memory(
+        benchmark, "eager_memory", {name: peak - held for name, (peak, held) in memory.items()}
+    )
 
 
 PEAKS = ("ours", "eager", "eager_channels_last")
 
 
-def note_memory(benchmark: Any, peaks: dict[str, float]) -> None:
+def note_memory(benchmark: Any, what: str, peaks: dict[str, float]) -> None:
     """Record peak memory, MB, and ours beside the least of the others."""
     ours, best = peaks["ours"], min(mb for name, mb in peaks.items() if name != "ours")
-    benchmark.extra_info["peak_mb"] = {name: round(mb, 1) for name, mb in peaks.items()}
-    benchmark.extra_info.setdefault("ratio", {})["eager_memory"] = float(f"{ours / best:.3g}")
+    benchmark.extra_info[what.replace("eager", "peak") + "_mb"] = {
+        name: round(mb, 1) for name, mb in peaks.items()
+    }
+    benchmark.extra_info.setdefault("ratio", {})[what] = float(f"{ours / best:.3g}")
 
 
 # ---- a training step -----------------------------------------------------------------------------
@@ -238,17 +242,24 @@ def test_model_step(measure: Any, benchmark: Any, dtype: str) -> None:
     contenders = {name: make() for name, make in step_contenders(DTYPES[dtype]).items()}
     assert_close(contenders["ours"](), contenders["eager"](), 1e-4 if dtype == "float32" else 2e-2)
     measure(contenders.pop("ours"), **contenders)
-    note_memory(benchmark, {name: peak_mb("step", name, "", dtype) for name in PEAKS})
+    memory = {name: memory_mb("step", name, "", dtype) for name in PEAKS}
+    note_memory(benchmark, "eager_memory", {name: peak for name, (peak, _) in memory.items()})
+    above = {name: peak - held for name, (peak, held) in memory.items()}
+    note_memory(benchmark, "eager_memory_above", above)
 
 
 # ---- peak memory, in a process of its own --------------------------------------------------------
 
 
-def peak_mb(*arguments: str) -> float:
-    """Return the peak of one contender, MB: above the start for a block, in all for a step."""
+def memory_mb(*arguments: str) -> tuple[float, float]:
+    """Return the peak of one contender's process, MB, and what it holds between calls.
+
+    What is held is libraries and, of a step, parameters, their gradients and AdamW's moments.
+    """
     command = [sys.executable, "-m", "bench.bench_layers", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return float(done.stdout)
+    peak, held = map(float, done.stdout.split())
+    return peak, held
 
 
 def status_mb(key: str) -> float:
@@ -256,24 +267,25 @@ def status_mb(key: str) -> float:
         return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(key + ":"))
 
 
-def forget_peak() -> None:
-    """Give back what making the inputs took, and let the peak begin from here (Linux)."""
+def held_mb() -> float:
+    """Give back what was freed, let the peak begin from here (Linux), and return what is left."""
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
+    return status_mb("VmRSS")
 
 
 def main(what: str, name: str, index: str, dtype: str) -> None:
-    """Print the peak memory of three runs of one contender."""
+    """Print the peak memory of three runs of one contender, and what is held without them."""
     if what == "block":
         run = block_contenders(BLOCKS[int(index)], DTYPES[dtype])[name]
         block_contenders(TINY, DTYPES[dtype])[name]()  # what libraries take once, whatever the size
-        forget_peak()
+        held = held_mb()
     else:
         run = step_contenders(DTYPES[dtype])[name]()
-    before = status_mb("VmRSS") if what == "block" else 0.0
     for _ in range(3):
         run()
-    print(status_mb("VmHWM") - before)
+    peak = status_mb("VmHWM")
+    print(peak, held if what == "block" else held_mb())
 
 
 if __name__ == "__main__":

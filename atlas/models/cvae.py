@@ -35,6 +35,7 @@ from .layers import (
     pyramid,
     receptive_field,
     reverse_gradient,
+    transition,
     year_logits,
 )
 from .model import LOG_VARIANCE_RANGE, Model
@@ -173,7 +174,8 @@ class Encoder(nn.Module):
         seen = pool(volume_B1XYZ) if self.config.halve else volume_B1XYZ
         x = channels_last(self.stem(seen), self.config.kernels)
         for block, norm, mix in zip(self.blocks, self.norms, self.mixes):
-            x = pool(mix(norm(block(x, e), e)), self.config.kernels)
+            # The convolution sees single cells alone: after the pool it is the same and an eighth.
+            x = transition(norm, mix, block(x, e), e, halve=True)
         h = x.flatten(1)
         if self.direct is not None:
             h = self.direct(volume_B1XYZ, m_BM, kept_BM, self.join(h))
@@ -250,7 +252,7 @@ class Decoder(nn.Module):
         e = self.embed(torch.cat([m_BM, torch.ones_like(m_BM)], dim=1))
         x = self.spread(torch.cat([z_BD, e], dim=1)).unflatten(1, (self.start, *self.sizes[-1]))
         for block, norm, up in zip(self.blocks, self.norms, self.ups):
-            x = up(norm(block(channels_last(x, self.kernels), e), e))
+            x = transition(norm, up, block(channels_last(x, self.kernels), e), e)
         if self.direct is not None:
             x = self._add(x, self.direct(z_BD, m_BM))
         logits_BV, log_variance_BV = self._at_cells(x)

@@ -7,12 +7,13 @@ what one layer wrote. The layers hold the parameters; atlas_kernels computes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
 
 from atlas.config import YearHead
@@ -93,6 +94,46 @@ class DenseBlock(nn.Module):
         for norm, conv in zip(self.norms, self.convs):
             x_BCXYZ = torch.cat([x_BCXYZ, conv(norm(x_BCXYZ, embedding_BE))], dim=1)
         return x_BCXYZ
+
+
+def transition(
+    norm: nn.Module, conv: nn.Module, x_BCXYZ: Tensor, embedding_BE: Tensor, halve: bool = False
+) -> Tensor:
+    """Return ``conv(norm(x))``; with `halve`, the grid is halved between the two.
+
+    The fused norm is quick enough to be computed again in the backward: its output, as large as its
+    input, is not kept.
+    """
+    assert isinstance(norm, NormFiLM)
+    kernels = norm.kernels
+
+    def convolved(a: Tensor) -> Tensor:
+        y: Tensor = conv(pool(a, kernels) if halve else a)
+        return y
+
+    if kernels == "reference" or torch.compiler.is_compiling():
+        return convolved(norm(x_BCXYZ, embedding_BE))
+    parameters = norm.parameters_of(embedding_BE)
+    a = group_norm_film(x_BCXYZ, norm.groups, *parameters)
+    with _forgotten(a, lambda: group_norm_film(x_BCXYZ, norm.groups, *parameters)):
+        return convolved(a)
+
+
+def _forgotten(tensor: Tensor, again: Callable[[], Tensor]) -> saved_tensors_hooks:
+    """Within it, autograd keeps no view of a tensor, but what makes the tensor again."""
+    memory = tensor.data_ptr()
+
+    def pack(kept: Tensor) -> Any:
+        ours = kept.untyped_storage().data_ptr() == memory
+        return (kept.shape, kept.stride(), kept.storage_offset()) if ours else kept
+
+    def unpack(packed: Any) -> Tensor:
+        if isinstance(packed, Tensor):
+            return packed
+        with torch.no_grad():
+            return again().as_strided(*packed)
+
+    return saved_tensors_hooks(pack, unpack)
 
 
 class Upsample(nn.Module):

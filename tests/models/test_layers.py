@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import weakref
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
+from atlas.models import layers
 from atlas.models.layers import (
     DenseBlock,
     NormFiLM,
@@ -13,7 +18,9 @@ from atlas.models.layers import (
     pool,
     receptive_field,
     reverse_gradient,
+    transition,
 )
+from atlas_kernels import group_norm_film
 
 
 def test_norm_film_is_its_formula() -> None:
@@ -73,6 +80,39 @@ def test_pooling_in_two_steps(size: tuple[int, int, int]) -> None:
     halved = pool(x.detach().bfloat16(), "auto")
     assert halved.dtype == torch.bfloat16
     assert halved.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+@pytest.mark.parametrize("halve", [True, False])
+def test_a_transition_forgets_what_its_norm_put_out(
+    monkeypatch: pytest.MonkeyPatch, halve: bool
+) -> None:
+    torch.manual_seed(0)
+    norm, conv = NormFiLM(16, 5), torch.nn.Conv3d(16, 8, 3 - 2 * halve, padding=1 - halve)
+    torch.nn.init.normal_(norm.film.weight)
+    x, e = torch.randn(2, 16, 6, 7, 5), torch.randn(2, 5)
+    inputs = [x.contiguous(memory_format=torch.channels_last_3d).requires_grad_(), e]
+    inputs += [*norm.parameters(), *conv.parameters()]
+    e.requires_grad_()
+    made: list[weakref.ref[Tensor]] = []
+
+    def noted(*args: Any) -> Tensor:
+        y = group_norm_film(*args)
+        made.append(weakref.ref(y.untyped_storage()))
+        return y
+
+    monkeypatch.setattr(layers, "group_norm_film", noted)
+    y = transition(norm, conv, *inputs[:2], halve=halve)
+    assert [ref() for ref in made] == [None]
+    dy = torch.randn_like(y)
+    ours = torch.autograd.grad(y, inputs, dy)
+    assert len(made) == 2 and all(ref() is None for ref in made)
+
+    norm.kernels = "reference"
+    plain = norm(*inputs[:2])
+    plain = pool(conv(plain)) if halve else conv(plain)
+    torch.testing.assert_close(y, plain)
+    for a, b in zip(ours, torch.autograd.grad(plain, inputs, dy), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
 def test_the_gradient_comes_back_reversed() -> None:
