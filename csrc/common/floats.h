@@ -43,25 +43,4 @@ struct VectorOf {
 template <typename C, int64_t bytes>
 using Vector = typename VectorOf<C, bytes>::type;
 
-// A few numbers side by side, in registers whatever their width: for sums that a loop over plain
-// arrays would keep in memory.
-template <typename C>
-using Lanes = Vector<C, 32>;
-template <typename C>
-constexpr int64_t kLanesOf = 32 / sizeof(C);
-
-template <typename T>
-ATLAS_INLINE Lanes<Compute<T>> load(const T* from) {
-  using C = Compute<T>;
-  Lanes<C> to;
-  if constexpr (std::is_same_v<T, C>) {
-    std::memcpy(&to, from, sizeof to);
-  } else {
-    C wide[kLanesOf<C>];
-    for (int64_t i = 0; i < kLanesOf<C>; ++i) wide[i] = widen(from[i]);
-    std::memcpy(&to, wide, sizeof wide);
-  }
-  return to;
-}
-
 }  // namespace atlas_kernels

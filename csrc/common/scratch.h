@@ -9,12 +9,13 @@
 
 namespace atlas_kernels {
 
-// The free blocks of one thread, each as large as a power of two; kMost bytes in all.
+// The free blocks of one thread, each as large as a power of two, kMost bytes in all. They begin with a line of
+// the cache, so that no vector that is read of them lies in two.
 class Blocks {
  public:
   ~Blocks() {
     for (auto& blocks : free_) {
-      for (void* block : blocks) ::operator delete(block);
+      for (void* block : blocks) ::operator delete(block, kLine);
     }
   }
 
@@ -26,21 +27,22 @@ class Blocks {
       kept_ -= size_t(1) << power;
       return block;
     }
-    return ::operator new(power < kPowers ? size_t(1) << power : bytes);
+    return ::operator new(power < kPowers ? size_t(1) << power : bytes, kLine);
   }
 
   void give(void* block, size_t bytes) noexcept {
     const int power = power_of(bytes);
-    if (power >= kPowers || kept_ + (size_t(1) << power) > kMost) return ::operator delete(block);
+    if (power >= kPowers || kept_ + (size_t(1) << power) > kMost) return ::operator delete(block, kLine);
     try {
       free_[power].push_back(block);
       kept_ += size_t(1) << power;
     } catch (const std::bad_alloc&) {
-      ::operator delete(block);
+      ::operator delete(block, kLine);
     }
   }
 
  private:
+  static constexpr std::align_val_t kLine{64};
   static constexpr int kPowers = 24;
   static constexpr size_t kMost = size_t(1) << kPowers;
 
@@ -76,21 +78,18 @@ struct ScratchAllocator {
 template <typename T>
 using Scratch = std::vector<T, ScratchAllocator<T>>;
 
-// The same for n numbers that are not set to anything, from the beginning of a cache line on.
+// The same for n numbers that are not set to anything.
 template <typename T>
 class Room {
  public:
-  explicit Room(size_t n) : n_(n + kLine / sizeof(T)), memory_(ScratchAllocator<T>().allocate(n_)) {}
+  explicit Room(size_t n) : n_(n), memory_(ScratchAllocator<T>().allocate(n)) {}
   Room(const Room&) = delete;
   Room& operator=(const Room&) = delete;
   ~Room() { ScratchAllocator<T>().deallocate(memory_, n_); }
 
-  T* data() const {
-    return memory_ + (kLine - reinterpret_cast<uintptr_t>(memory_) % kLine) % kLine / sizeof(T);
-  }
+  T* data() const { return memory_; }
 
  private:
-  static constexpr size_t kLine = 64;  // bytes
   size_t n_;
   T* memory_;
 };

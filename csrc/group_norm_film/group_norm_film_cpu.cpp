@@ -53,6 +53,8 @@ Coefficients coefficients(const GroupNormFilm& problem, const double* mean, cons
 template <typename T, typename S>
 Columns<Compute<T>> columns_of(const Walk& walk, const Coefficients& of, int64_t channel) {
   Columns<Compute<T>> columns;
+  columns.channels = walk.inner;
+  columns.lanes = walk.lanes();
   spread(walk, kPaired<T, S>, of.mean.data() + channel, columns.mean);
   spread(walk, kPaired<T, S>, of.scale.data() + channel, columns.scale);
   spread(walk, kPaired<T, S>, of.shift.data() + channel, columns.shift);

@@ -29,34 +29,27 @@ template <typename T>
 void chunk_statistics(const Walk& walk, const Rows<const T>& x, const Chunk& chunk, double* mean,
                       double* m2) {
   using C = Compute<T>;
-  const auto lanes = static_cast<size_t>(walk.lanes());
-  Scratch<C> room, centre, sums(lanes), squares(lanes);
-  const int64_t some = std::min(chunk.count, std::max<int64_t>(1, walk.chunk_voxels / 8));
-  std::fill_n(mean, walk.inner, 0.0);
-  for_each_tile(walk, some, [&](int64_t voxel, int64_t count) {
-    for_each_part_of(walk, x, voxel, count, room, [&](const auto* in, int64_t, int64_t rows, int64_t width) {
-      sum_columns(in, rows, width, sums.data());
-    });
-    fold(walk, sums, mean);
-  });
-  for (int64_t c = 0; c < walk.inner; ++c) {
-    mean[c] = static_cast<double>(rounded<C>(mean[c] / static_cast<double>(some)));
-  }
-  spread(walk, false, mean, centre);
-
+  constexpr bool pairs = kPaired<T, T>;
+  const int64_t lanes = walk.lanes(), eighth = (chunk.count / 8 / walk.row_voxels + 1) * walk.row_voxels;
+  Scratch<C> room, centre, sums(static_cast<size_t>((pairs ? 2 : 1) * lanes)), squares(sums.size());
   Scratch<double> off(walk.inner);
-  std::fill_n(m2, walk.inner, 0.0);
-  for_each_tile(walk, chunk.count, [&](int64_t voxel, int64_t count) {
-    for_each_part_of(walk, x, voxel, count, room, [&](const auto* in, int64_t, int64_t rows, int64_t width) {
-      deviate_columns(in, rows, width, centre.data(), sums.data(), squares.data());
+  std::fill_n(mean, walk.inner, 0.0);
+  for (const int64_t voxels : {std::min(eighth, chunk.count), chunk.count}) {
+    spread(walk, pairs, mean, centre);
+    std::fill(off.begin(), off.end(), 0.0);
+    std::fill_n(m2, walk.inner, 0.0);
+    for_each_tile(walk, voxels, [&](int64_t voxel, int64_t count) {
+      for_each_part_of(walk, x, voxel, count, room, [&](const auto* in, int64_t, int64_t rows, int64_t width) {
+        deviations(in, rows, width, centre.data(), lanes, sums.data(), squares.data());
+      });
+      fold(walk, sums, off.data());
+      fold(walk, squares, m2);
     });
-    fold(walk, sums, off.data());
-    fold(walk, squares, m2);
-  });
-  for (int64_t c = 0; c < walk.inner; ++c) {
-    const double by = off[c] / static_cast<double>(chunk.count);
-    mean[c] += by;
-    m2[c] = std::max(0.0, m2[c] - by * off[c]);
+    for (int64_t c = 0; c < walk.inner; ++c) {
+      const double by = off[c] / static_cast<double>(voxels);
+      mean[c] = static_cast<double>(centre[c]) + by;
+      m2[c] = std::max(0.0, m2[c] - by * off[c]);
+    }
   }
 }
 

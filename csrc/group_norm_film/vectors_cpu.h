@@ -135,7 +135,7 @@ ATLAS_INLINE Two<V> kept(Two<V> values, First some) {
   return {kept(values.low, First{(some.n + 1) / 2}), kept(values.high, First{some.n / 2})};
 }
 
-// ---- the sigmoid ---------------------------------------------------------------------------------
+// ---- times the sigmoid ---------------------------------------------------------------------------
 
 // 2^r - 1 = r (a + b r + ...), highest power first, of least relative error for r in [0, 1) and for r in
 // [-1/2, 1/2]: 1e-7 of 2^r, and 3e-6 where that is far below the rounding of a number of two bytes.
@@ -170,47 +170,53 @@ ATLAS_INLINE V cut(V x, float most) {
   return x < high ? x : high;
 }
 
-// 1 / (1 + e^-x), of floats. e^-x = 2^t = 2^n 2^r: 2^n by its exponent bits. |t| is cut, so nothing overflows.
+// a / (1 + e^-x), of floats. e^-x = 2^t = 2^n 2^r: 2^n by its exponent bits. |t| is cut, so nothing overflows.
 // rough: a reciprocal of 14 bits will do, where there is one.
 template <bool coarse, bool rough, typename V>
-ATLAS_INLINE V sigmoid_of(V x) {
+ATLAS_INLINE V times_sigmoid_of(V a, V x) {
   V p;
   const V t = cut(x * -1.44269504f, 125.5f);
   const V shifted = t + 12582912.0f;  // 1.5 * 2^23: n stands in the low bits
   const V r = t - (shifted - 12582912.0f);
   if constexpr (coarse) p = power_of_two(r, kAroundCoarse); else p = power_of_two(r, kAround);
-  return 1.0f / (1.0f + V(Words<V>(p) + (Words<V>(shifted) << 23)));
+  return a / (1.0f + V(Words<V>(p) + (Words<V>(shifted) << 23)));
 }
 
 #if defined(ATLAS_KNOWS_AVX512)
 // AVX-512 has both steps as instructions, which need no cut, and that reciprocal. They are written in assembler
 // because the functions of immintrin.h can't be inlined into a template without a target.
 template <bool coarse, bool rough>
-ATLAS_INLINE Vector<float, 64> sigmoid_of(Vector<float, 64> x) {
+ATLAS_INLINE Vector<float, 64> times_sigmoid_of(Vector<float, 64> a, Vector<float, 64> x) {
   const Vector<float, 64> t = x * -1.44269504f;
   Vector<float, 64> r, p, power, s;
   __asm__("vreduceps $1, %1, %0" : "=v"(r) : "v"(t));  // t - floor(t)
   if constexpr (coarse) p = power_of_two(r, kUpwardCoarse); else p = power_of_two(r, kUpward);
   __asm__("vscalefps %2, %1, %0" : "=v"(power) : "v"(p), "v"(t));  // p 2^floor(t)
-  if constexpr (!rough) return 1.0f / (1.0f + power);
+  if constexpr (!rough) return a / (1.0f + power);
   __asm__("vrcp14ps %1, %0" : "=v"(s) : "v"(1.0f + power));
-  return s;
+  return a * s;
 }
 #endif
 
-// Good enough for a result that is rounded to S, or, if summed, for sums of such before they are rounded. NaN
-// gives NaN, or some number.
+// a times the sigmoid of x, good enough for a result that is rounded to S, or, if summed, for sums of such before
+// they are rounded. NaN gives NaN, or some number.
 template <typename S, bool summed, typename V>
-ATLAS_INLINE V sigmoid(V x) {
+ATLAS_INLINE V times_sigmoid(V a, V x) {
   if constexpr (std::is_same_v<NumberOf<V>, double>) {
     double power[kNumbers<V>];
     std::memcpy(power, &x, sizeof x);
     for (double& p : power) p = std::exp(-p);
-    return 1 / (1 + words_at<V>(power, All()));
+    return a / (1 + words_at<V>(power, All()));
   } else {
-    return sigmoid_of<sizeof(S) == 2, sizeof(S) == 2 && !summed>(x);
+    return times_sigmoid_of<sizeof(S) == 2, sizeof(S) == 2 && !summed>(a, x);
   }
 }
+template <typename S, bool summed, typename V>
+ATLAS_INLINE Two<V> times_sigmoid(Two<V> a, Two<V> x) {
+  return {times_sigmoid<S, summed>(a.low, x.low), times_sigmoid<S, summed>(a.high, x.high)};
+}
+template <typename S, bool summed, typename V>
+ATLAS_INLINE V sigmoid(V x) { return times_sigmoid<S, summed>(V{} + 1, x); }
 template <typename S, bool summed, typename V>
 ATLAS_INLINE Two<V> sigmoid(Two<V> x) {
   return {sigmoid<S, summed>(x.low), sigmoid<S, summed>(x.high)};

@@ -168,11 +168,18 @@ ATLAS_INLINE T combined(T before, T value) {
   return value > before ? value : before;
 }
 
+using Lanes = Vector<float, kBlock * sizeof(float)>;
+
+ATLAS_INLINE Lanes load(const float* from) {
+  Lanes to;
+  std::memcpy(&to, from, sizeof to);
+  return to;
+}
+
 // Rows of one focus, some vectors from voxel `at` on: what belongs to z stays in registers from row to row.
 template <SplatMode mode, int vectors>
 ATLAS_INLINE void draw_lanes(const QuickRows& rows, int at, float* plane) {
-  using V = Lanes<float>;
-  V z2[vectors], gauss[vectors];
+  Lanes z2[vectors], gauss[vectors];
   for (int v = 0; v < vectors; ++v) {
     z2[v] = load(rows.z2 + at + kBlock * v);
     gauss[v] = load(rows.gauss_z + at + kBlock * v);
@@ -185,8 +192,8 @@ ATLAS_INLINE void draw_lanes(const QuickRows& rows, int at, float* plane) {
     const float left = all_left - y2[j], scale = height * gauss_y[j];
     for (int v = 0; v < vectors; ++v) {
       const auto covered = z2[v] <= left;
-      const V value = reinterpret_cast<V>(reinterpret_cast<decltype(+covered)>(scale * gauss[v]) & covered);
-      const V after = combined<mode>(load(out + kBlock * v), value);
+      const Lanes value = reinterpret_cast<Lanes>(reinterpret_cast<decltype(+covered)>(scale * gauss[v]) & covered);
+      const Lanes after = combined<mode>(load(out + kBlock * v), value);
       std::memcpy(out + kBlock * v, &after, sizeof after);
     }
   }
