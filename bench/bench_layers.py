@@ -182,9 +182,8 @@ PEAKS = ("ours", "eager", "eager_channels_last")
 def note_memory(benchmark: Any, what: str, peaks: dict[str, float]) -> None:
     """Record peak memory, MB, and ours beside the least of the others."""
     ours, best = peaks["ours"], min(mb for name, mb in peaks.items() if name != "ours")
-    benchmark.extra_info[what.replace("eager", "peak") + "_mb"] = {
-        name: round(mb, 1) for name, mb in peaks.items()
-    }
+    rounded = {name: round(mb, 1) for name, mb in peaks.items()}
+    benchmark.extra_info.setdefault("peak_mb", {})[what] = rounded
     benchmark.extra_info.setdefault("ratio", {})[what] = float(f"{ours / best:.3g}")
 
 

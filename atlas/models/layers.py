@@ -128,10 +128,7 @@ def _forgotten(tensor: Tensor, again: Callable[[], Tensor]) -> saved_tensors_hoo
         return (kept.shape, kept.stride(), kept.storage_offset()) if ours else kept
 
     def unpack(packed: Any) -> Tensor:
-        if isinstance(packed, Tensor):
-            return packed
-        with torch.no_grad():
-            return again().as_strided(*packed)
+        return packed if isinstance(packed, Tensor) else again().as_strided(*packed)
 
     return saved_tensors_hooks(pack, unpack)
 

@@ -24,8 +24,8 @@ struct Channel {
   C mean, scale, shift, slope, offset;
 };
 
-// The same of each of a row's `lanes` numbers, where `channels` lie side by side: and behind them, for pairs, once
-// more those of even places and those of odd ones, so that no loop has to sort them.
+// The same of each of a row's `lanes` numbers, where `channels` lie side by side. Behind them, for pairs, once more
+// those of even places and those of odd ones, so that no loop has to sort them.
 template <typename C>
 struct Columns {
   int64_t channels, lanes;

@@ -22,7 +22,8 @@ ATLAS_INLINE void merge(double seen, double& mean, double& m2, double extra, dou
   m2 += extra_m2 + delta * delta * (seen * extra / all);
 }
 
-// The mean of an eighth of a chunk is taken first, then, in one pass, deviations from it and their squares.
+// The mean of an eighth of a chunk, deviations from 0, is taken first, then, in one pass, all numbers' deviations
+// from it and their squares.
 // An eighth's mean is at most sqrt(7) standard deviations of the chunk away from the chunk's, so that
 // no more than 3 bits of the variance are lost, whatever the numbers are.
 template <typename T>
