@@ -373,6 +373,18 @@ ATLAS_INLINE void deviations_columns(const A* x, int64_t rows, int64_t lanes, in
   }
 }
 
+// Where channels come again after a few values, rows are as good as shorter ones, which are read from end to end.
+template <int64_t bytes, typename A>
+ATLAS_INLINE void deviations_rows(const A* x, int64_t channels, int64_t rows, int64_t lanes,
+                                  const Compute<A>* centre, int64_t all, Compute<A>* sum, Compute<A>* squares) {
+  constexpr int64_t values = kPaired<A, A> ? 2 : 4, some = values * Wide<bytes, A, A>::step;
+  if (some % channels == 0 && lanes % some == 0) {
+    rows *= lanes / some;
+    lanes = some;
+  }
+  deviations_columns<bytes, values>(x, rows, lanes, 0, centre, all, sum, squares);
+}
+
 // `count` voxels of `inner` numbers, `row` apart, side by side; and back, over or onto what is there.
 template <typename T>
 ATLAS_INLINE void gather_row(const T* from, int64_t row, int64_t inner, int64_t count, Compute<T>* to) {
@@ -439,10 +451,10 @@ ATLAS_INLINE void run_past(bool past, const T* to, const Run& run) {
                }))
 
 #define ATLAS_STATISTICS(A)                                                                          \
-  ATLAS_LEVELS(void deviations(const A* x, int64_t rows, int64_t lanes, const Compute<A>* centre,    \
-                               int64_t all, Compute<A>* sum, Compute<A>* squares),                   \
-               deviations_columns<kBytes, kPaired<A, A> ? 2 : 8>(x, rows, lanes, 0, centre, all,     \
-                                                                 sum, squares))
+  ATLAS_LEVELS(void deviations(const A* x, int64_t channels, int64_t rows, int64_t lanes,            \
+                               const Compute<A>* centre, int64_t all, Compute<A>* sum,               \
+                               Compute<A>* squares),                                                 \
+               deviations_rows<kBytes>(x, channels, rows, lanes, centre, all, sum, squares))
 
 #define ATLAS_MEMORY(T)                                                                            \
   ATLAS_MULTIVERSION void gather(const T* from, int64_t row, int64_t inner, int64_t count,         \

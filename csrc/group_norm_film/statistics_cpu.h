@@ -41,7 +41,7 @@ void chunk_statistics(const Walk& walk, const Rows<const T>& x, const Chunk& chu
     std::fill_n(m2, walk.inner, 0.0);
     for_each_tile(walk, voxels, [&](int64_t voxel, int64_t count) {
       for_each_part_of(walk, x, voxel, count, room, [&](const auto* in, int64_t, int64_t rows, int64_t width) {
-        deviations(in, rows, width, centre.data(), lanes, sums.data(), squares.data());
+        deviations(in, walk.inner, rows, width, centre.data(), lanes, sums.data(), squares.data());
       });
       fold(walk, sums, off.data());
       fold(walk, squares, m2);
