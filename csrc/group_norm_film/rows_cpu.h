@@ -160,6 +160,17 @@ ATLAS_INLINE void film_channel(const A* x, const Channel<Compute<A>>& channel, B
   });
 }
 
+// Writes dz of the value from number i on, and adds it and dz (x - mean) to the sums.
+template <typename W, bool silu, typename A, typename B, typename Part>
+ATLAS_INLINE void add_pulled(const A* x, const B* dy, const Channel<typename W::Value>& of, B* dz, int64_t i,
+                             Part part, typename W::Value& sum, typename W::Value& product) {
+  const auto d = W::take(x + i, part) - of.mean;
+  const auto pulled = kept(pull_back<silu, B>(W::take(dy + i, part), d, of), part);
+  W::put(pulled, dz + i, part);
+  sum = sum + pulled;
+  product = product + pulled * d;
+}
+
 template <int64_t bytes, bool silu, typename A, typename B>
 ATLAS_INLINE void sums_channel(const A* x, const B* dy, const Channel<Compute<A>>& channel, B* dz, double* one,
                                double* two, int64_t n) {
@@ -167,11 +178,7 @@ ATLAS_INLINE void sums_channel(const A* x, const B* dy, const Channel<Compute<A>
   const auto of = W::all(channel);
   typename W::Value sum{}, product{};
   W::template over<All>(0, n, [&](int64_t i, auto part) ATLAS_INLINED {
-    const auto d = W::take(x + i, part) - of.mean;
-    const auto pulled = kept(pull_back<silu, B>(W::take(dy + i, part), d, of), part);
-    W::put(pulled, dz + i, part);
-    sum = sum + pulled;
-    product = product + pulled * d;
+    add_pulled<W, silu>(x, dy, of, dz, i, part, sum, product);
   });
   *one += W::sum(sum);
   *two += W::sum(product);
@@ -236,8 +243,8 @@ struct Turns {
 template <typename W, typename Run>
 ATLAS_INLINE bool in_turns(const At<W>& at, int64_t lanes, const Run& run) {
   constexpr int64_t most = sizeof(typename W::V) == 64 ? 4 : 2;  // with 32 registers, or 16
-  int64_t values = 1;
-  while (values <= most && values * W::step % at.channels != 0) ++values;
+  // W::step is a power of two.
+  const int64_t values = at.channels / std::min(W::step, at.channels & -at.channels);
   if (lanes != at.lanes || values > most) return false;
   if (values == 1) run(Turns<W, 1>());
   if (values == 2) run(Turns<W, 2>());
@@ -264,11 +271,7 @@ ATLAS_INLINE void sums_turns(Turns<W, values> turns, const A* x, const B* dy, co
   typename W::Value sum[values]{}, product[values]{};
   for (int64_t k = 0; k < values; ++k) of[k] = at.film(k * W::step);
   turns.over(n, [&](int64_t k, int64_t i) ATLAS_INLINED {
-    const auto d = W::take(x + i, All()) - of[k].mean;
-    const auto pulled = pull_back<silu, B>(W::take(dy + i, All()), d, of[k]);
-    W::put(pulled, dz + i, All());
-    sum[k] = sum[k] + pulled;
-    product[k] = product[k] + pulled * d;
+    add_pulled<W, silu>(x, dy, of[k], dz, i, All(), sum[k], product[k]);
   });
   for (int64_t k = 0; k < values; ++k) {
     W::add_to_column(sum[k], one, at.lanes, k * W::step);
@@ -314,12 +317,7 @@ ATLAS_INLINE void sums_columns(const A* x, const B* dy, const Columns<Compute<A>
     const auto of = at.film(i);
     typename W::Value sum{}, product{};
     each(some, lanes, [&](int64_t row) ATLAS_INLINED {
-      const int64_t first = from + row + i;
-      const auto d = W::take(x + first, part) - of.mean;
-      const auto pulled = kept(pull_back<silu, B>(W::take(dy + first, part), d, of), part);
-      W::put(pulled, dz + first, part);
-      sum = sum + pulled;
-      product = product + pulled * d;
+      add_pulled<W, silu>(x, dy, of, dz, from + row + i, part, sum, product);
     });
     W::add_to_column(sum, one, at.lanes, i);
     W::add_to_column(product, two, at.lanes, i);

@@ -56,7 +56,7 @@ void compare() {
   std::mt19937 generator(1);
   std::normal_distribution<double> normal;
   double y = 0, dx = 0, parameters = 0;
-  for (const int64_t channels : {1, 3, 8, 16, 32, 48, 64, 65, 80}) {
+  for (const int64_t channels : {1, 3, 8, 16, 32, 48, 64, 65, 80, 96}) {
     for (const int64_t voxels : {1, 7, 64, 77, 4099, 70001}) {
       if (voxels > 4099 && channels != 16) continue;  // large enough to go past the cache
       for (const bool last : {false, true}) {

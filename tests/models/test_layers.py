@@ -115,6 +115,14 @@ def test_a_transition_forgets_what_its_norm_put_out(
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
+def test_a_transition_compiles_as_one_graph() -> None:
+    torch.manual_seed(0)
+    norm, conv = NormFiLM(8, 5), torch.nn.Conv3d(8, 8, 1)
+    x, e = torch.randn(1, 8, 4, 3, 2), torch.randn(1, 5)
+    compiled = torch.compile(transition, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(norm, conv, x, e), transition(norm, conv, x, e))
+
+
 def test_the_gradient_comes_back_reversed() -> None:
     x = torch.randn(3, requires_grad=True)
     y = reverse_gradient(x, 0.7)
